@@ -1,0 +1,1 @@
+"""Eager PyTorch models, written for reading: the truth that graphs are traced from and compared with."""

@@ -1,0 +1,1 @@
+"""Plans: the pure data that fixes every number of a deployment."""
