@@ -240,19 +240,19 @@ class Plan:
                 return model
         raise PlanError(f"the plan has no weight set {weight_set!r}; it has {[n for n, _ in self.models]}")
 
-    def tape(self, id: str) -> Tape:
+    def tape(self, tape_id: str) -> Tape:
         """The tape of that id; raises :class:`PlanError` where there is none."""
         for tape in self.tapes:
-            if tape.id == id:
+            if tape.id == tape_id:
                 return tape
-        raise PlanError(f"the plan has no tape {id!r}")
+        raise PlanError(f"the plan has no tape {tape_id!r}")
 
-    def cache(self, id: str) -> Cache:
+    def cache(self, cache_id: str) -> Cache:
         """The restore cache of that id; raises :class:`PlanError` where there is none."""
         for cache in self.caches:
-            if cache.id == id:
+            if cache.id == cache_id:
                 return cache
-        raise PlanError(f"the plan has no restore cache {id!r}")
+        raise PlanError(f"the plan has no restore cache {cache_id!r}")
 
     @property
     def final_grid(self) -> Grid:
@@ -264,13 +264,12 @@ class Plan:
         """Height and width of a picture, in pixels."""
         return self.final_grid[0] * self.tokenizer.stride, self.final_grid[1] * self.tokenizer.stride
 
-    def tape_rows(self, id: str) -> int:
+    def tape_rows(self, tape_id: str) -> int:
         """Rows that a tape's buffer must hold: the furthest row that is pre-filled, written or read."""
-        return max(
-            [self.tape(id).prefilled, *(s.start + s.length for s in self._tape_uses(id))],
-        )
+        return max([self.tape(tape_id).prefilled, *(use.start + use.length for use in self._tape_uses(tape_id))])
 
-    def _tape_uses(self, id: str) -> Iterator[Segment | TapeWrite]:
+    def _tape_uses(self, tape_id: str) -> Iterator[Segment | TapeWrite]:
         for step in self.steps:
             for layer in step.layers:
-                yield from (use for use in (*layer.past, *layer.writes) if use.tape == id)
+                yield from (segment for segment in layer.past if segment.tape == tape_id)
+                yield from (write for write in layer.writes if write.tape == tape_id)
