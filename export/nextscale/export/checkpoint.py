@@ -1,0 +1,180 @@
+"""From checkpoint files to models: every size is read from the tensors themselves (the sheet's section 1.4)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextscale.export.models.var import VAR
+from nextscale.export.models.vqvae import VQVAE
+from nextscale.export.state_dict import State, file_digest, load_strictly, read_state
+from nextscale.plan.errors import InputError
+from nextscale.plan.schedules import SCHEDULES
+from nextscale.plan.types import Grid, Model, Tokenizer
+
+# Buffers that training keeps in the file and inference has no use for.
+VAR_IGNORED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+VAE_IGNORED = ("ema_vocab_hit_SV",)
+ENCODER_KEYS = ("encoder.", "quant_conv.")
+PUBLISHED_LICENCE = "MIT (FoundationVision/VAR)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights came from: file name to SHA-256, and the hub repository with its revision if there was one."""
+
+    files: dict[str, str]
+    repo: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded VAR and its tokenizer, both float32 and in evaluation mode."""
+
+    var: VAR
+    vae: VQVAE
+    tokenizer: Tokenizer
+    schedule: tuple[Grid, ...]
+    source: Source
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Model:
+        """The transformer's sizes."""
+        return self.var.model
+
+
+def load_checkpoint(
+    model: Path,
+    vae: Path,
+    schedule: tuple[Grid, ...] | None = None,
+    encoder: bool = False,
+    repo: str | None = None,
+    revision: str | None = None,
+) -> Checkpoint:
+    """Loads a transformer file and a tokenizer file, strictly by their published keys.
+
+    ``schedule`` overrides what the file says; it is needed only where the file has no ``lvl_1L``, no ``config.json``
+    lies beside it and the number of tokens is no published schedule's. ``encoder`` loads the picture encoder too.
+    """
+    config = _config_beside(Path(model))
+    var_state, vae_state = read_state(Path(model), "var"), read_state(Path(vae), "vae")
+    grids = schedule or _schedule_of(var_state, config, Path(model))
+    tokenizer = tokenizer_of(vae_state, Path(vae))
+    sizes = model_of(var_state, config, Path(model))
+    with torch.device("meta"):
+        var = VAR(sizes, grids)
+        vqvae = VQVAE(tokenizer, len(grids), encoder_blocks_of(vae_state), encoder=encoder)
+    load_strictly(var, var_state, Path(model), VAR_IGNORED)
+    if vae_state.get("quantize.ema_vocab_hit_SV", torch.empty(0)).shape != (len(grids), tokenizer.vocabulary):
+        # A training statistic of another schedule's length; upstream replaces it too.
+        vae_state["quantize.ema_vocab_hit_SV"] = torch.zeros(len(grids), tokenizer.vocabulary)
+    load_strictly(vqvae, vae_state, Path(vae), VAE_IGNORED if encoder else (*VAE_IGNORED, *_keys_under(vae_state)))
+    if (sizes.vocabulary, sizes.code_channels) != (tokenizer.vocabulary, tokenizer.code_channels):
+        raise InputError(
+            f"{model} predicts {sizes.vocabulary} codes of {sizes.code_channels} channels and {vae} holds "
+            f"{tokenizer.vocabulary} of {tokenizer.code_channels}: give the tokenizer that the model was trained with"
+        )
+    files = {Path(p).name: file_digest(Path(p)) for p in (model, vae)}
+    source = Source(files, repo, revision, config.get("licence", PUBLISHED_LICENCE if repo else None))
+    return Checkpoint(
+        var.eval().requires_grad_(False),
+        vqvae.eval().requires_grad_(False),
+        tokenizer,
+        grids,
+        source,
+        tuple(config.get("class_names", ())),
+    )
+
+
+def _keys_under(state: State) -> tuple[str, ...]:
+    return tuple(k for k in state if k.startswith(ENCODER_KEYS))
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    config = path.parent / "config.json"
+    if not config.is_file():
+        return {}
+    try:
+        loaded = json.loads(config.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{config} is not JSON ({error}): mend it or take it away") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{config} does not hold a JSON object: mend it or take it away")
+    return loaded
+
+
+def model_of(state: State, config: dict[str, Any], path: Path) -> Model:
+    """The transformer's sizes from its tensors; only a model without ``scale_mul_1H11`` needs ``config.json`` for heads."""
+    needed = ("pos_start", "class_emb.weight", "word_embed.weight", "head.weight", "blocks.0.ffn.fc1.weight")
+    if missing := [k for k in needed if k not in state]:
+        raise InputError(f"{path} is no VAR transformer: it lacks {', '.join(missing)}; is it the tokenizer's file?")
+    width = state["pos_start"].shape[-1]
+    scale = state.get("blocks.0.attn.scale_mul_1H11")
+    heads = scale.shape[1] if scale is not None else int(config.get("heads", width // 64))
+    return Model(
+        family="var",
+        depth=1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))),
+        width=width,
+        heads=heads,
+        head_dim=width // heads,
+        ffn_width=state["blocks.0.ffn.fc1.weight"].shape[0],
+        vocabulary=state["head.weight"].shape[0],
+        code_channels=state["word_embed.weight"].shape[1],
+        classes=state["class_emb.weight"].shape[0] - 1,
+        qk_norm=scale is not None,
+        shared_adaln="shared_ada_lin.1.weight" in state,
+    )
+
+
+def _schedule_of(state: State, config: dict[str, Any], path: Path) -> tuple[Grid, ...]:
+    """From config.json, else the level of each token, else the published schedule of that length."""
+    if sides := config.get("patch_nums"):
+        return tuple((s, s) if isinstance(s, int) else (int(s[0]), int(s[1])) for s in sides)
+    if "lvl_1L" in state:
+        lengths = state["lvl_1L"].flatten().bincount().tolist()
+        grids = tuple((int(n**0.5), int(n**0.5)) for n in lengths)
+        if [h * w for h, w in grids] == lengths:
+            return grids
+    total = state["pos_1LC"].shape[1] if "pos_1LC" in state else 0
+    for grids in SCHEDULES.values():
+        if sum(h * w for h, w in grids) == total:
+            return grids
+    raise InputError(
+        f"the schedule of {path} ({total} tokens) is not known: give --schedule, or patch_nums in a config.json beside it"
+    )
+
+
+def tokenizer_of(state: State, path: Path) -> Tokenizer:
+    """The tokenizer's sizes from its tensors."""
+    needed = ("decoder.norm_out.weight", "quantize.embedding.weight", "post_quant_conv.weight")
+    if missing := [k for k in needed if k not in state]:
+        raise InputError(f"{path} is no VAR tokenizer: it lacks {', '.join(missing)}; is it the transformer's file?")
+    channels = state["decoder.norm_out.weight"].shape[0]
+    blocks = {(int(m[1]), int(m[2])) for k in state if (m := re.match(r"decoder\.up\.(\d+)\.block\.(\d+)\.", k))}
+    levels = 1 + max(level for level, _ in blocks)
+    widths = [state[f"decoder.up.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)]
+    vocabulary, code_channels = state["quantize.embedding.weight"].shape
+    partly = len({k.split(".")[3] for k in state if k.startswith("quantize.quant_resi.qresi_ls.")})
+    return Tokenizer(
+        channels=channels,
+        multipliers=tuple(w // channels for w in widths),
+        res_blocks=1 + max(block for _, block in blocks),
+        code_channels=code_channels,
+        vocabulary=vocabulary,
+        stride=2 ** (levels - 1),
+        phi=partly or int("quantize.quant_resi.qresi.weight" in state),
+    )
+
+
+def encoder_blocks_of(state: State) -> int:
+    """Residual blocks per encoder level; the published 2 where the file has no encoder."""
+    blocks = [int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))]
+    return 1 + max(blocks, default=1)

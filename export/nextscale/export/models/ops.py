@@ -1,0 +1,44 @@
+"""The operators that a graph must hold as one node each: plain PyTorch when run, a named ONNX node when traced."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x (..., C_in) @ weight (C_out, C_in)^T + bias``.
+
+    A graph gets ``Gemm(transB=1)``: a transpose of the weight would be folded into a private copy of it by every
+    session that opens the graph.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return F.linear(x, weight, bias)
+    flat = x.reshape(-1, x.shape[-1])
+    out: Tensor = torch.onnx.ops.symbolic(
+        "Gemm", (flat, weight, bias), {"transB": 1}, dtype=x.dtype, shape=(flat.shape[0], weight.shape[0]), version=20
+    )
+    return out.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention of queries (R, m, H, hd) over key and value rows (T, R, H, hd): (R, m, H * hd).
+
+    ``bias`` is added to the scores (teacher forcing's block-causal mask); graphs have none.
+    """
+    rows, m, heads, head_dim = q.shape
+    if torch.onnx.is_in_onnx_export() and bias is None:
+        # com.microsoft's fused form never holds the scores; keys as (R, T, H * hd).
+        flat = [q.reshape(rows, m, -1), *(t.permute(1, 0, 2, 3).reshape(rows, k.shape[0], -1) for t in (k, v))]
+        out: Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            flat,
+            {"num_heads": heads, "scale": scale},
+            dtype=q.dtype,
+            shape=(rows, m, heads * head_dim),
+            version=1,
+        )
+        return out
+    scores = (q.transpose(1, 2), k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
+    return F.scaled_dot_product_attention(*scores, attn_mask=bias, scale=scale).transpose(1, 2).reshape(rows, m, -1)

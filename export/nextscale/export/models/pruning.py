@@ -1,0 +1,58 @@
+"""FastVAR's cached token pruning as one mechanism around any sub-layer (paper section 3; the sheet's section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nextscale.export.models.resize import Resize
+from nextscale.plan.types import Grid, SubLayer
+from nextscale.plugins.scatter_restore import scatter_restore
+
+
+def token_scores(x: Tensor) -> Tensor:
+    """Squared distance of each token from its row's mean token: (R, n, C) to (R, n), float32.
+
+    Taken on the residual stream, before the norm; every guidance row by itself.
+    """
+    x = x.float()
+    return (x - x.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+
+
+def kept_index(x: Tensor, kept: int) -> Tensor:
+    """Raster indices (R, kept) int64 of the highest scores, ascending."""
+    return token_scores(x).topk(kept, dim=1).indices.sort(dim=1).values
+
+
+def run_sub_layer(
+    x: Tensor,
+    sub: SubLayer,
+    compute: Callable[[Tensor], Tensor],
+    grid: Grid,
+    resize: Resize,
+    cache: Tensor | None,
+    cache_grid: Grid | None,
+) -> tuple[Tensor, Tensor | None]:
+    """``x + sub-layer(x)`` for all tokens, or for the kept ones with the others restored from the cache.
+
+    ``x`` (R, n, C) is the residual stream; ``compute`` maps tokens (R, m, C) to their gated update (R, m, C), norm
+    included; ``cache`` (R, hc * wc, C) is the same sub-layer's update at the cache scale. Returns the new residual
+    stream and, where the plan has it written, the full update as the restore cache.
+    """
+    if sub.kept is None:
+        update = compute(x)
+        return x + update, update if sub.cache else None
+    if cache is None or cache_grid is None:
+        return x, None
+    index = kept_index(x, sub.kept)
+    tokens = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    matrices = (_area(resize, c, g, x) for c, g in zip(cache_grid, grid, strict=True))
+    return scatter_restore(compute(tokens), index.to(torch.int32), cache, x, *matrices), None
+
+
+def _area(resize: Resize, n_in: int, n_out: int, like: Tensor) -> Tensor:
+    if n_in == n_out:
+        return torch.eye(n_in, device=like.device)
+    return resize.axis("area", n_in, n_out)

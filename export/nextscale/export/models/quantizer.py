@@ -1,0 +1,81 @@
+"""The multi-scale residual quantizer: code lookup, phi, the code sum and the next input (the sheet, 1.3 and 1.5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.export.models.resize import Resize
+from nextscale.plan.schedules import phi_index
+from nextscale.plan.types import Grid, NextInput
+
+
+class PhiConvs(nn.Module):
+    """The residual convolutions, ``phi_j(h) = h / 2 + conv_j(h) / 2``, under upstream's key for each way of sharing.
+
+    ``count`` partially shared convolutions (published: 4, ``qresi_ls.j``); 1 is ``qresi``, 0 one for each scale.
+    """
+
+    def __init__(self, channels: int, scales: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count or scales)]
+        if count == 0:
+            for k, conv in enumerate(convs):
+                self.add_module(str(k), conv)
+        elif count == 1:
+            self.qresi = convs[0]
+        else:
+            self.qresi_ls = nn.ModuleList(convs)
+
+    def forward(self, h: Tensor, index: int) -> Tensor:
+        """``h`` (B, Z, Sh, Sw) float32 through convolution ``index`` of the plan's rule."""
+        key = str(index) if self.count == 0 else "qresi" if self.count == 1 else f"qresi_ls.{index}"
+        conv = self.get_submodule(key)
+        out: Tensor = 0.5 * h + 0.5 * conv(h)
+        return out
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Codebook (V, Z), phi and the resizes between scales."""
+
+    ema_vocab_hit_SV: Tensor
+
+    def __init__(self, vocabulary: int, channels: int, scales: int, phi: int = 4) -> None:
+        super().__init__()
+        self.scales, self.phi = scales, phi
+        self.embedding = nn.Embedding(vocabulary, channels)
+        self.quant_resi = PhiConvs(channels, scales, phi)
+        self.register_buffer("ema_vocab_hit_SV", torch.zeros(scales, vocabulary))
+        self.resize = Resize()
+
+    def codes(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, n) to their code map (B, Z, h, w)."""
+        return self.embedding(tokens).transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+
+    def contribution(self, codes: Tensor, final_grid: Grid, up: str, phi: int | None) -> Tensor:
+        """What a scale's code map (B, Z, h, w) adds to the code sum (B, Z, Sh, Sw)."""
+        h = self.resize(codes, final_grid, up)
+        return h if phi is None else self.quant_resi(h, phi)
+
+    def next_input(self, code_sum: Tensor, rule: NextInput) -> Tensor:
+        """The next step's tokens (B, n_next, Z), raster order, from the code sum."""
+        assert rule.grid is not None  # callers ask only where a step follows
+        return self.resize(code_sum, rule.grid, rule.down).flatten(2).transpose(1, 2)
+
+    def encode(self, features: Tensor, schedule: tuple[Grid, ...]) -> tuple[list[Tensor], Tensor]:
+        """Greedy residual quantisation: tokens of every scale, K x (B, h * w) int64, and the code sum (B, Z, Sh, Sw)."""
+        rest, total = features, torch.zeros_like(features)
+        tokens: list[Tensor] = []
+        for scale, grid in enumerate(schedule):
+            small = self.resize(rest, grid, "area").flatten(2).transpose(1, 2)  # (B, n, Z)
+            tokens.append(self.nearest(small))
+            phi = phi_index(scale, len(schedule), self.phi)
+            added = self.contribution(self.codes(tokens[-1], grid), schedule[-1], "bicubic", phi)
+            rest, total = rest - added, total + added
+        return tokens, total
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """Index of the codebook row at the least squared distance: (..., Z) to (...), int64."""
+        book = self.embedding.weight
+        return (book.square().sum(1) - 2 * z @ book.T).argmin(dim=-1)

@@ -1,0 +1,58 @@
+"""Resizing maps by one matrix per axis, the same in eager PyTorch and in every graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.plan.resize import area_matrix, bicubic_matrix
+from nextscale.plan.types import Grid, Plan
+
+MATRICES = {"area": area_matrix, "bicubic": bicubic_matrix}
+
+
+class Resize(nn.Module):
+    """``out = M_h @ x @ M_w^T``: area (adaptive average pooling, also upwards) and bicubic as ``F.interpolate`` has it.
+
+    The matrices are buffers named ``<mode>_<n_in>_<n_out>`` of shape (n_out, n_in), float32. They are made by
+    :meth:`prepare`, so that a traced graph takes them as (derived) weights and all steps share one copy of each.
+    """
+
+    def prepare(self, needed: Iterable[tuple[str, int, int]]) -> None:
+        """Makes the matrices of ``(mode, n_in, n_out)`` that are not there yet."""
+        for mode, n_in, n_out in needed:
+            name = f"{mode}_{n_in}_{n_out}"
+            if n_in != n_out and name not in self._buffers:
+                self.register_buffer(name, torch.tensor(MATRICES[mode](n_in, n_out)), persistent=False)
+
+    def axis(self, mode: str, n_in: int, n_out: int) -> Tensor:
+        """The matrix (n_out, n_in) of one axis."""
+        self.prepare([(mode, n_in, n_out)])
+        return self.get_buffer(f"{mode}_{n_in}_{n_out}")
+
+    def forward(self, x: Tensor, grid: Grid, mode: str) -> Tensor:
+        """``x`` (..., h, w) float32 to (..., *grid); an axis that keeps its length is left alone."""
+        h, w = x.shape[-2:]
+        if h != grid[0]:
+            x = self.axis(mode, h, grid[0]) @ x
+        if w != grid[1]:
+            x = x @ self.axis(mode, w, grid[1]).T
+        return x
+
+
+def resizes_of(plan: Plan) -> set[tuple[str, int, int]]:
+    """Every ``(mode, n_in, n_out)`` that a plan's steps use, for codes, next inputs and restore caches."""
+    needed = set()
+
+    def add(mode: str, source: Grid, target: Grid) -> None:
+        needed.update((mode, i, o) for i, o in zip(source, target, strict=True))
+
+    for step in plan.steps:
+        add(step.next_input.up, step.grid, plan.final_grid)
+        if step.next_input.grid:
+            add(step.next_input.down, plan.final_grid, step.next_input.grid)
+        for sub in (sub for layer in step.layers for sub in layer.sub_layers if sub.kept is not None and sub.cache):
+            add("area", plan.cache(sub.cache).grid, step.grid)
+    return needed

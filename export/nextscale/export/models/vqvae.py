@@ -1,0 +1,195 @@
+"""VAR's multi-scale VQVAE: encoder, decoder and the picture side of the quantizer.
+
+Source: FoundationVision/VAR; the sheet's section 1.3. Module names are the published state dict's keys.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.export.models.quantizer import MultiScaleQuantizer
+from nextscale.plan.types import Grid, Tokenizer
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """The one normalisation of the VQVAE: 32 groups, eps 1e-6, affine."""
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+def normed(norm: nn.GroupNorm, x: Tensor, weight: Tensor) -> Tensor:
+    """Group norm in float32, its result in the dtype of the weights that follow."""
+    return F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(weight.dtype)
+
+
+class ResnetBlock(nn.Module):
+    """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``; 1x1 shortcut only where channels change."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = group_norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.conv1(F.silu(normed(self.norm1, x, self.conv1.weight)))
+        h = self.conv2(F.silu(normed(self.norm2, h, self.conv2.weight)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttnBlock(nn.Module):
+    """Single-head attention over all positions, 1x1 convolutions, residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(normed(self.norm, x, self.qkv.weight)).reshape(b, 3, c, h * w)
+        q, k, v = qkv.unbind(1)  # (B, c, hw) each
+        weights = torch.softmax((q.transpose(1, 2) @ k).float() * c**-0.5, dim=-1).to(v.dtype)  # (B, hw queries, hw)
+        out: Tensor = self.proj_out((v @ weights.transpose(1, 2)).reshape(b, c, h, w))
+        return x + out
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; ``attn`` is empty but at the lowest one."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(c_in if b == 0 else c_out, c_out) for b in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(c_out) for _ in range(blocks if attention else 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for b, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[b](x)
+        return x
+
+
+class Downsample(nn.Module):
+    """Stride 2 after padding right and bottom by one zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest times two, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+def middle(channels: int) -> nn.ModuleDict:
+    """Residual block, attention, residual block at the lowest resolution."""
+    return nn.ModuleDict(
+        {
+            "block_1": ResnetBlock(channels, channels),
+            "attn_1": AttnBlock(channels),
+            "block_2": ResnetBlock(channels, channels),
+        }
+    )
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, H, W) in [-1, 1] to features (B, Z, H / stride, W / stride)."""
+
+    def __init__(self, tokenizer: Tokenizer, blocks: int) -> None:
+        super().__init__()
+        widths = [tokenizer.channels * m for m in tokenizer.multipliers]
+        self.conv_in = nn.Conv2d(3, tokenizer.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, width in enumerate(widths):
+            lowest = i == len(widths) - 1
+            level = Level(tokenizer.channels if i == 0 else widths[i - 1], width, blocks, attention=lowest)
+            if not lowest:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], tokenizer.code_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+            if hasattr(level, "downsample"):
+                x = level.downsample(x)
+        for block in self.mid.values():
+            x = block(x)
+        out: Tensor = self.conv_out(F.silu(normed(self.norm_out, x, self.conv_out.weight)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Code maps (B, Z, h, w) to pictures (B, 3, h * stride, w * stride), unclamped; levels run from low to high."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        widths = [tokenizer.channels * m for m in tokenizer.multipliers]
+        self.conv_in = nn.Conv2d(tokenizer.code_channels, widths[-1], 3, padding=1)
+        self.mid = middle(widths[-1])
+        self.up = nn.ModuleList()  # index = level, 0 is full resolution
+        for i, width in enumerate(widths):
+            lowest = i == len(widths) - 1
+            level = Level(widths[-1] if lowest else widths[i + 1], width, tokenizer.res_blocks, attention=lowest)
+            if i > 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = group_norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x.to(self.conv_in.weight.dtype))
+        for block in self.mid.values():
+            x = block(x)
+        for level in reversed(self.up):
+            x = level(x)
+            if hasattr(level, "upsample"):
+                x = level.upsample(x)
+        out: Tensor = self.conv_out(F.silu(normed(self.norm_out, x, self.conv_out.weight)))
+        return out
+
+
+class VQVAE(nn.Module):
+    """The whole tokenizer. ``scales`` is K of the schedule it is used with; ``encoder_blocks`` per level (published 2)."""
+
+    def __init__(self, tokenizer: Tokenizer, scales: int, encoder_blocks: int = 2, encoder: bool = True) -> None:
+        super().__init__()
+        z = tokenizer.code_channels
+        if encoder:
+            self.encoder = Encoder(tokenizer, encoder_blocks)
+            self.quant_conv = nn.Conv2d(z, z, 3, padding=1)
+        self.decoder = Decoder(tokenizer)
+        self.quantize = MultiScaleQuantizer(tokenizer.vocabulary, z, scales, tokenizer.phi)
+        self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] to what the quantizer quantises, (B, Z, h, w)."""
+        features: Tensor = self.quant_conv(self.encoder(images))
+        return features
+
+    def tokens_of(self, images: Tensor, schedule: tuple[Grid, ...]) -> list[Tensor]:
+        """The tokens of a picture, scale by scale: K tensors (B, h * w) int64."""
+        return self.quantize.encode(self.features(images), schedule)[0]
+
+    def decode(self, code_sum: Tensor) -> Tensor:
+        """Code sum (B, Z, h, w) float32 to pictures (B, 3, H, W) float32 in [0, 1], RGB."""
+        x = self.post_quant_conv(code_sum.to(self.post_quant_conv.weight.dtype))
+        return (self.decoder(x).float().clamp(-1, 1) + 1) / 2

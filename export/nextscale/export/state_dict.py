@@ -1,0 +1,92 @@
+"""Reading checkpoint files safely and comparing their keys strictly. No pickle is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nextscale.plan.errors import InputError
+
+State = dict[str, Tensor]
+TRAINER_PARTS = {"var": "var_wo_ddp", "vae": "vae_local"}
+
+
+def read_state(path: Path, part: str) -> State:
+    """The flat state dict of a ``.pth`` or ``.safetensors`` file; tensors are mapped, not copied, where that works.
+
+    ``part`` ('var' or 'vae') is looked up where upstream's trainer nests both in one file (``ar-ckpt-*.pth``).
+    Raises :class:`InputError` for a file that is missing, damaged, or holds something else than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: give the path of a .pth or .safetensors file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint ({_first_line(error)}): fetch the file again") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is refused: it holds more than tensors, and unpickling it could run code; save it again as a plain "
+            "state dict or as .safetensors"
+        ) from error
+    return _flat(loaded, path, part)
+
+
+def _flat(loaded: object, path: Path, part: str) -> State:
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("trainer"), Mapping):
+        loaded = loaded["trainer"].get(TRAINER_PARTS[part])
+        if loaded is None:
+            raise InputError(f"{path} is a training file without ['trainer'][{TRAINER_PARTS[part]!r}]")
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise InputError(f"{path} does not hold a flat state dict of tensors: give the {part} checkpoint itself")
+    return dict(loaded)
+
+
+def load_strictly(module: nn.Module, state: State, path: Path, ignorable: tuple[str, ...]) -> None:
+    """Gives ``module`` (built on the meta device) the tensors of ``state``, without a copy.
+
+    Every missing, unexpected and misshapen key is listed in one :class:`InputError`; keys that end in one of
+    ``ignorable`` may be there and are dropped. Integers where floats belong, NaN and Inf are refused too.
+    """
+    wanted = module.state_dict()
+    given = {k: v for k, v in state.items() if k in wanted or not k.endswith(ignorable)}
+    problems = {
+        "missing": [k for k in wanted if k not in given],
+        "unexpected": [k for k in given if k not in wanted],
+        "misshapen": [
+            f"{k} {tuple(given[k].shape)}, not {tuple(w.shape)}"
+            for k, w in wanted.items()
+            if k in given and given[k].shape != w.shape
+        ],
+    }
+    if any(problems.values()):
+        lists = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
+        raise InputError(f"{path} does not fit the model that it should hold ({lists}): give the file that belongs to it")
+    for key, tensor in given.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{path} holds values that are not finite floats in {key}: the checkpoint is damaged")
+    module.load_state_dict({k: v.float() for k, v in given.items()}, strict=True, assign=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _some(keys: list[str], most: int = 6) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:160] or type(error).__name__
