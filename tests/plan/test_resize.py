@@ -16,8 +16,8 @@ sides = st.integers(1, 40)
 
 
 def by_matrices(mode: str, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    height = torch.from_numpy(resize_matrix(mode, x.shape[-2], size[0]).copy())
-    width = torch.from_numpy(resize_matrix(mode, x.shape[-1], size[1]).copy())
+    height = torch.from_numpy(resize_matrix(mode, x.shape[-2], size[0]))
+    width = torch.from_numpy(resize_matrix(mode, x.shape[-1], size[1]))
     return height @ x @ width.T
 
 
@@ -55,11 +55,6 @@ def test_the_ramp_of_the_fact_sheet() -> None:
     """24 samples enlarged to 32 by area: 0, 0.5, 1.5, 2, 3, 3.5, 4.5, 5."""
     ramp = area_matrix(24, 32) @ np.arange(24, dtype=np.float32)
     np.testing.assert_allclose(ramp[:8], [0, 0.5, 1.5, 2, 3, 3.5, 4.5, 5])
-
-
-def test_results_cannot_be_changed_in_place() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        area_matrix(4, 2)[0, 0] = 5
 
 
 def test_errors_name_what_was_asked() -> None:

@@ -7,7 +7,6 @@ so both compute the same numbers whatever their library's own resize does. The w
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ Matrix = NDArray[np.float32]
 CUBIC_A = -0.75  # the sharpness that F.interpolate's bicubic uses
 
 
-@cache
 def area_matrix(n_in: int, n_out: int) -> Matrix:
     """Means over bins, ``(n_out, n_in)``: bin i is ``floor(i n_in/n_out) .. ceil((i+1) n_in/n_out)``.
 
@@ -31,10 +29,9 @@ def area_matrix(n_in: int, n_out: int) -> Matrix:
     start, end = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
     j = np.arange(n_in)[None, :]
     inside = (start <= j) & (j < end)
-    return _frozen(inside / (end - start))
+    return (inside / (end - start)).astype(np.float32)
 
 
-@cache
 def bicubic_matrix(n_in: int, n_out: int) -> Matrix:
     """Cubic convolution with a = -0.75, ``(n_out, n_in)``: ``F.interpolate(bicubic, align_corners=False)``.
 
@@ -43,16 +40,15 @@ def bicubic_matrix(n_in: int, n_out: int) -> Matrix:
     _check(n_in, n_out)
     position = _half_pixel(n_in, n_out)
     first = np.floor(position).astype(int) - 1
-    return _frozen(_taps(n_in, first, [_cubic(position - (first + tap)) for tap in range(4)]))
+    return _taps(n_in, first, [_cubic(position - (first + tap)) for tap in range(4)])
 
 
-@cache
 def bilinear_matrix(n_in: int, n_out: int) -> Matrix:
     """Two-tap interpolation, ``(n_out, n_in)``: ``F.interpolate(bilinear, align_corners=False)``, not antialiased."""
     _check(n_in, n_out)
     position = np.maximum(_half_pixel(n_in, n_out), 0.0)
     first = np.floor(position).astype(int)
-    return _frozen(_taps(n_in, first, [1.0 - (position - first), position - first]))
+    return _taps(n_in, first, [1.0 - (position - first), position - first])
 
 
 RESIZES: dict[str, Callable[[int, int], Matrix]] = {
@@ -81,19 +77,13 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x <= 1, near, far)
 
 
-def _taps(n_in: int, first: NDArray[np.int_], weights: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _taps(n_in: int, first: NDArray[np.int_], weights: list[NDArray[np.float64]]) -> Matrix:
     """Adds the weights of neighbouring taps, from ``first`` on, into a matrix; taps outside fall on the border."""
     matrix = np.zeros((len(first), n_in))
     rows = np.arange(len(first))
     for tap, weight in enumerate(weights):
         np.add.at(matrix, (rows, np.clip(first + tap, 0, n_in - 1)), weight)
-    return matrix
-
-
-def _frozen(matrix: NDArray[np.float64]) -> Matrix:
-    result = matrix.astype(np.float32)
-    result.setflags(write=False)  # the functions remember their results, so nobody may change them
-    return result
+    return matrix.astype(np.float32)
 
 
 def _check(n_in: int, n_out: int) -> None:

@@ -219,7 +219,11 @@ class RowGather:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number of a deployment. ``schedule`` is the model's full list of grids; steps may skip or repeat scales."""
+    """Every number of a deployment. ``schedule`` is the model's full list of grids; steps may skip or repeat scales.
+
+    ``defaults`` are the values of the run-time inputs (``guidance_scale``, ``top_p``, ``temperature``) where a caller
+    names none. ``methods`` describes, in order, what was applied to the plain chain.
+    """
 
     name: str
     models: tuple[tuple[str, Model], ...]
@@ -231,6 +235,7 @@ class Plan:
     caches: tuple[Cache, ...] = ()
     gathers: tuple[RowGather, ...] = ()
     methods: tuple[str, ...] = ()
+    defaults: tuple[tuple[str, float], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def model(self, weight_set: str = "var") -> Model:
