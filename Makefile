@@ -1,0 +1,31 @@
+# The everyday commands. Without make: see CONTRIBUTING.md, each target is one or two lines.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.nextscale-ready
+
+.PHONY: demo test lint bench setup
+
+demo: $(READY)
+	$(BIN)/nextscale demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Every benchmark is a script that prints its table: benchmarks/bench_*.py
+bench: $(READY)
+	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+
+setup: $(READY)
+
+# Installs again only when the metadata or the exact versions changed.
+$(READY): pyproject.toml constraints/ci.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints/ci.txt -e ".[cpu,export,compare,dev]"
+	touch $@
