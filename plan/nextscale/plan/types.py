@@ -135,6 +135,11 @@ class Layer:
         """Key rows of earlier steps that share this layer's softmax."""
         return sum(s.length for s in self.past if s.gate is None)
 
+    @property
+    def tape_uses(self) -> tuple[Segment | TapeWrite, ...]:
+        """Everything that the layer reads from tapes, then everything that it writes to them."""
+        return (*self.past, *self.writes)
+
     def sub_layer(self, name: str) -> SubLayer:
         """The sub-layer of that name; raises :class:`PlanError` where the layer has none."""
         for sub in self.sub_layers:
@@ -276,5 +281,4 @@ class Plan:
     def _tape_uses(self, tape_id: str) -> Iterator[Segment | TapeWrite]:
         for step in self.steps:
             for layer in step.layers:
-                yield from (segment for segment in layer.past if segment.tape == tape_id)
-                yield from (write for write in layer.writes if write.tape == tape_id)
+                yield from (use for use in layer.tape_uses if use.tape == tape_id)
