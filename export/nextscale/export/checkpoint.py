@@ -16,22 +16,13 @@ from nextscale.export.state_dict import State, file_digest, load_strictly, read_
 from nextscale.plan.errors import InputError
 from nextscale.plan.schedules import SCHEDULES
 from nextscale.plan.types import Grid, Model, Tokenizer
+from nextscale.runtime.manifest import Source, SourceFile
 
 # Buffers that training keeps in the file and inference has no use for.
 VAR_IGNORED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 VAE_IGNORED = ("ema_vocab_hit_SV",)
 ENCODER_KEYS = ("encoder.", "quant_conv.")
 PUBLISHED_LICENCE = "MIT (FoundationVision/VAR)"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the weights came from: file name to SHA-256, and the hub repository with its revision if there was one."""
-
-    files: dict[str, str]
-    repo: str | None = None
-    revision: str | None = None
-    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ def load_checkpoint(
             f"{model} predicts {sizes.vocabulary} codes of {sizes.code_channels} channels and {vae} holds "
             f"{tokenizer.vocabulary} of {tokenizer.code_channels}: give the tokenizer that the model was trained with"
         )
-    files = {Path(p).name: file_digest(Path(p)) for p in (model, vae)}
+    files = tuple(SourceFile(part, Path(p).name, file_digest(Path(p))) for part, p in (("var", model), ("vae", vae)))
     source = Source(files, repo, revision, config.get("licence", PUBLISHED_LICENCE if repo else None))
     return Checkpoint(
         var.eval().requires_grad_(False),
@@ -170,7 +161,7 @@ def tokenizer_of(state: State, path: Path) -> Tokenizer:
         code_channels=code_channels,
         vocabulary=vocabulary,
         stride=2 ** (levels - 1),
-        phi=partly or int("quantize.quant_resi.qresi.weight" in state),
+        phi=partly or 4,
     )
 
 

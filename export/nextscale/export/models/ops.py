@@ -13,7 +13,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     A graph gets ``Gemm(transB=1)``: a transpose of the weight would be folded into a private copy of it by every
     session that opens the graph.
     """
-    if not torch.onnx.is_in_onnx_export():
+    if not torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     out: Tensor = torch.onnx.ops.symbolic(
@@ -28,7 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None
     ``bias`` is added to the scores (teacher forcing's block-causal mask); graphs have none.
     """
     rows, m, heads, head_dim = q.shape
-    if torch.onnx.is_in_onnx_export() and bias is None:
+    if torch.compiler.is_exporting() and bias is None:
         # com.microsoft's fused form never holds the scores; keys as (R, T, H * hd).
         flat = [q.reshape(rows, m, -1), *(t.permute(1, 0, 2, 3).reshape(rows, k.shape[0], -1) for t in (k, v))]
         out: Tensor = torch.onnx.ops.symbolic(

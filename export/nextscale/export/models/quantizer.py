@@ -11,28 +11,15 @@ from nextscale.plan.types import Grid, NextInput
 
 
 class PhiConvs(nn.Module):
-    """The residual convolutions, ``phi_j(h) = h / 2 + conv_j(h) / 2``, under upstream's key for each way of sharing.
+    """The partially shared residual convolutions, ``phi_j(h) = h / 2 + conv_j(h) / 2`` (published: 4 of them)."""
 
-    ``count`` partially shared convolutions (published: 4, ``qresi_ls.j``); 1 is ``qresi``, 0 one for each scale.
-    """
-
-    def __init__(self, channels: int, scales: int, count: int) -> None:
+    def __init__(self, channels: int, count: int) -> None:
         super().__init__()
-        self.count = count
-        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count or scales)]
-        if count == 0:
-            for k, conv in enumerate(convs):
-                self.add_module(str(k), conv)
-        elif count == 1:
-            self.qresi = convs[0]
-        else:
-            self.qresi_ls = nn.ModuleList(convs)
+        self.qresi_ls = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(count))
 
     def forward(self, h: Tensor, index: int) -> Tensor:
         """``h`` (B, Z, Sh, Sw) float32 through convolution ``index`` of the plan's rule."""
-        key = str(index) if self.count == 0 else "qresi" if self.count == 1 else f"qresi_ls.{index}"
-        conv = self.get_submodule(key)
-        out: Tensor = 0.5 * h + 0.5 * conv(h)
+        out: Tensor = 0.5 * h + 0.5 * self.qresi_ls[index](h)
         return out
 
 
@@ -45,7 +32,7 @@ class MultiScaleQuantizer(nn.Module):
         super().__init__()
         self.scales, self.phi = scales, phi
         self.embedding = nn.Embedding(vocabulary, channels)
-        self.quant_resi = PhiConvs(channels, scales, phi)
+        self.quant_resi = PhiConvs(channels, phi)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(scales, vocabulary))
         self.resize = Resize()
 

@@ -48,7 +48,8 @@ def layer_norm(x: Tensor) -> Tensor:
 
 def unit(x: Tensor) -> Tensor:
     """``x / max(||x||, 1e-12)`` over the head size, in float32: 1e-12 is 0 in float16."""
-    return F.normalize(x.float(), dim=-1, eps=NORM_EPS)
+    x = x.float()
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(NORM_EPS)
 
 
 class SelfAttention(nn.Module):
@@ -95,8 +96,8 @@ class SelfAttention(nn.Module):
         """``y`` (R, m, C), past key and value rows (T, R, H, hd): output (R, m, C), new rows (m, R, H, hd)."""
         rows, m, _ = y.shape
         qkv_bias, q_scale = self.derived()
-        qkv = linear(y, self.mat_qkv.weight, qkv_bias).reshape(rows, m, 3, self.heads, self.head_dim)
-        q, k, v = qkv.unbind(2)  # (R, m, H, hd) each
+        parts = linear(y, self.mat_qkv.weight, qkv_bias).split(self.heads * self.head_dim, dim=-1)
+        q, k, v = (part.reshape(rows, m, self.heads, self.head_dim) for part in parts)
         if q_scale is not None:
             q, k = (unit(q) * q_scale).to(y.dtype), unit(k).to(y.dtype)
         key, value = k.transpose(0, 1), v.transpose(0, 1)  # token-major, as tapes are
@@ -152,7 +153,7 @@ class Block(nn.Module):
 
         ``caches`` maps a sub-layer's name to its restore cache (R, hc * wc, C) and the cache's grid.
         """
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln.unsqueeze(1).unbind(2)  # (R, 1, C) each
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln.split(1, dim=1)  # (R, 1, C) each
         dtype, rows = self.attn.mat_qkv.weight.dtype, {}
 
         def attn(tokens: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ class VAR(nn.Module):
 
     def logits(self, x: Tensor, head: Tensor) -> Tensor:
         """(R, n, C) and head adaLN (R, 2, C) to (R, n, V) float32."""
-        scale, shift = head.unsqueeze(1).unbind(2)
+        scale, shift = head.split(1, dim=1)  # (R, 1, C) each
         y = (layer_norm(x) * (1 + scale) + shift).to(self.head.weight.dtype)
         return linear(y, self.head.weight, self.head.bias).float()
 

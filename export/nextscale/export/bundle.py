@@ -1,0 +1,150 @@
+"""Writing a bundle: into a hidden folder beside its place, proved there, then renamed whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from nextscale.export.checkpoint import Checkpoint
+from nextscale.export.components import compute_in
+from nextscale.export.eager import Eager
+from nextscale.export.graphs import DTYPES, GraphBuilder
+from nextscale.export.names import tensors_of
+from nextscale.export.state_dict import file_digest
+from nextscale.export.verify import verify
+from nextscale.export.weights import weight_table, write_weights
+from nextscale.plan.errors import EnvironmentProblem, InputError
+from nextscale.plan.types import Plan
+from nextscale.runtime.manifest import FILE_NAME, File, Manifest, Recipe, dumps
+from nextscale.runtime.signatures import derive_graphs
+
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an export is, but for its weights. ``progress(stage, done, total, what)`` is called as it goes."""
+
+    plan: Plan
+    recipe: Recipe
+    precision: str = "fp32"
+
+
+def export_bundle(checkpoint: Checkpoint, options: Options, out: Path, progress: Progress) -> Path:
+    """Exports, verifies and publishes ``out``. Until the rename nothing stands at that path.
+
+    Raises :class:`InputError` when ``out`` exists or another export is writing it,
+    :class:`~nextscale.plan.errors.ParityError` when a graph does not compute what the eager model computes, and
+    :class:`EnvironmentProblem` when the disk is full.
+    """
+    builder = GraphBuilder(options.plan, options.precision)
+    with publishing(out) as folder:
+        composers = builder.build(lambda done, total, what: progress("trace", done, total, what))
+        eager = prepared(checkpoint, options.plan, options.precision)
+        names = set().union(*(c.weights for c in composers))
+        tensors = tensors_of(names, eager.var, eager.vae)
+        room(folder, sum(t.nbytes for t in tensors.values()))
+        progress("write", 0, 1, "weights")
+        references = write_weights(tensors, folder)
+        for composer in composers:
+            onnx.save_model(composer.model(references), folder / composer.signature.file)
+        verified = verify(folder, eager, options.precision, lambda d, t, what: progress("verify", d, t, what))
+        manifest = Manifest(
+            name=out.name,
+            recipe=options.recipe,
+            precision=options.precision,
+            plan=options.plan,
+            graphs=derive_graphs(options.plan, options.precision),
+            files=listed(folder),
+            weights=weight_table(tensors),
+            versions={p: version(p) for p in ("nextscale", "torch", "onnx", "onnxscript", "onnxruntime")},
+            source=checkpoint.source,
+            verified=verified,
+            classes=checkpoint.class_names or None,
+        )
+        (folder / FILE_NAME).write_text(dumps(manifest), encoding="utf-8")
+    return out
+
+
+def prepared(checkpoint: Checkpoint, plan: Plan, precision: str) -> Eager:
+    """The eager model as graphs have it: derived tensors folded, in the precision that is exported."""
+    checkpoint.var.fold()
+    compute_in(checkpoint.var, checkpoint.vae, DTYPES[precision])
+    return Eager(plan, checkpoint.var, checkpoint.vae)
+
+
+@contextmanager
+def publishing(out: Path) -> Iterator[Path]:
+    """A folder to write into; on success it becomes ``out`` in one rename, on any failure it is removed.
+
+    What an export that was killed left behind is removed by the next one of the same name.
+    """
+    out = Path(out)
+    if out.name in ("", ".", "..") or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", out.name):
+        raise InputError(f"{out.name!r} cannot name a bundle: use letters, digits, '.', '_' and '-'")
+    if out.exists():
+        raise InputError(f"{out} is already there: take another name, or remove it first")
+    with reported(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.parent / f".{out.name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(f"another export is writing {out}: wait for it, or take another name") from error
+        hidden = out.parent / f".{out.name}.tmp-{os.getpid()}"
+        try:
+            for left in out.parent.glob(f".{out.name}.tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            hidden.mkdir()
+            yield hidden
+            _sync(hidden)
+            hidden.rename(out)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def reported(out: Path) -> Iterator[None]:
+    """A full or forbidden disk in one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full:
+            free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else 0
+            raise EnvironmentProblem(f"the disk is full ({free / 1e6:.0f} MB free at {out.parent}): nothing was kept") from error
+        if isinstance(error, PermissionError):
+            raise EnvironmentProblem(f"{out.parent} cannot be written to: choose a folder that can") from error
+        raise
+
+
+def room(folder: Path, weights: int) -> None:
+    """Refuses to start writing what cannot fit; graphs are small beside the weights."""
+    needed, free = weights + 64_000_000, shutil.disk_usage(folder).free
+    if free < needed:
+        raise EnvironmentProblem(f"the bundle needs {needed / 1e6:.0f} MB and {folder.parent} has {free / 1e6:.0f} MB free")
+
+
+def listed(folder: Path) -> dict[str, File]:
+    """Digest and size of every file in the folder."""
+    return {p.name: File(file_digest(p), p.stat().st_size) for p in sorted(folder.iterdir())}
+
+
+def _sync(folder: Path) -> None:
+    """Has the operating system put the files on the disk before they get their name."""
+    for path in folder.iterdir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
