@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from nextscale.runtime._version import __version__
+from nextscale.runtime.pipeline import Pipeline
+from nextscale.runtime.result import Result, StepResult
 
-__all__ = ["__version__"]
+__all__ = ["Pipeline", "Result", "StepResult", "__version__"]

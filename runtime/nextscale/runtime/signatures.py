@@ -202,10 +202,14 @@ def _refuse_unsupported(plan: Plan) -> None:
         reasons.append("candidates that are selected between steps")
     if len({step.guidance_rows for step in plan.steps}) != 1:
         reasons.append("guidance rows that change between steps")
+    if len(plan.guidance.scales) != 1:
+        reasons.append("several guidance scales")
     if any(tape.alternating or tape.prefilled for tape in plan.tapes):
         reasons.append("tapes that are replaced or pre-filled")
     if len({(t.weight_set, t.layer) for t in plan.tapes}) != len(plan.tapes):
         reasons.append("several tapes for one layer")
+    if [step.order for step in plan.steps] != list(range(len(plan.steps))):
+        reasons.append("steps that are not numbered in their order")
     for step in plan.steps:
         h, w = step.grid
         if step.kind != "next_scale" or step.sampling is None:

@@ -1,0 +1,30 @@
+"""Backends by name: what executes the graphs of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nextscale.plan.errors import InputError
+from nextscale.runtime.backends.base import Backend
+
+__all__ = ["BACKENDS", "Backend", "make_backend"]
+
+
+def _onnxruntime(device: str, threads: int | None) -> Backend:
+    from nextscale.runtime.backends.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(device, threads)
+
+
+BACKENDS: dict[str, Callable[[str, int | None], Backend]] = {"onnxruntime": _onnxruntime}
+
+
+def make_backend(name: str, device: str = "cpu", threads: int | None = None) -> Backend:
+    """The backend of that name on that device; its packages are imported here and not before.
+
+    Raises :class:`~nextscale.plan.errors.InputError` for a name that is none,
+    :class:`~nextscale.runtime.errors.BackendError` where something that it needs is not installed.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r} is none of {', '.join(sorted(BACKENDS))}")
+    return BACKENDS[name](device, threads)

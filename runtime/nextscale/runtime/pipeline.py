@@ -1,0 +1,230 @@
+"""The runtime's front: a bundle opened on a backend, and calls that make pictures with it, from any thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nextscale.plan.errors import InputError
+from nextscale.runtime._version import __version__
+from nextscale.runtime.backends import Backend, make_backend
+from nextscale.runtime.buffers import Slot
+from nextscale.runtime.bundle import Bundle, open_bundle
+from nextscale.runtime.chain import Chain, Pass
+from nextscale.runtime.manifest import Manifest
+from nextscale.runtime.memory import MemoryReport
+from nextscale.runtime.request import Label, Request, Setting, make_request, passes
+from nextscale.runtime.result import Provenance, Result, StepResult
+from nextscale.runtime.slots import Cancel, Control, SlotPool
+
+log = logging.getLogger("nextscale.runtime")
+
+
+class Pipeline:
+    """Makes pictures from a bundle. Open it with :meth:`open`; it is safe to call from any thread.
+
+    Every call takes one of its slots (a set of buffers over the one copy of the weights) or waits for one.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, slots: int, batch_sizes: Sequence[int], wait: float) -> None:
+        self.bundle, self.backend, self.batch_sizes = bundle, backend, tuple(sorted(batch_sizes))
+        manifest = bundle.manifest
+        self._chain = Chain(manifest, {g.name: backend.load(bundle.path(g.file), g) for g in manifest.graphs})
+        made = [Slot(manifest, backend, self.batch_sizes[-1]) for _ in range(slots)]
+        self._slots = SlotPool(made, wait)
+        weights = {w.file for w in manifest.weights.values()}
+        self.memory = MemoryReport(
+            weights=sum(manifest.files[name].size for name in weights),
+            slot=made[0].layout.by_cause(),
+            slots=slots,
+            images=self.batch_sizes[-1],
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        backend: str | Backend = "onnxruntime",
+        device: str = "cpu",
+        slots: int = 1,
+        batch_sizes: Sequence[int] | None = None,
+        verify: str = "full",
+        expect_sha256: str | None = None,
+        threads: int | None = None,
+        wait: float = 60.0,
+    ) -> Self:
+        """Open a bundle read-only, check it, and load its graphs.
+
+        ``backend`` is a name, or a backend made by the caller, which then brings its own device and threads.
+        ``slots`` calls run at the same time; one that finds none free waits at most ``wait`` seconds. ``batch_sizes``
+        are the sizes that passes may have (None: what the backend prefers): a request is cut into passes of the
+        largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file) or ``size``;
+        ``expect_sha256`` pins the manifest's digest. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
+        """
+        start = time.perf_counter()
+        if type(slots) is not int or slots < 1:
+            raise InputError(f"slots is a whole number from 1 on; found {slots!r}")
+        if batch_sizes is not None and (not batch_sizes or any(type(b) is not int or b < 1 for b in batch_sizes)):
+            raise InputError(f"batch_sizes are whole numbers from 1 on, at least one of them; found {batch_sizes!r}")
+        if isinstance(backend, Backend) and (device != "cpu" or threads is not None):
+            raise InputError("device and threads belong to the backend that was given: set them there")
+        bundle = open_bundle(path, verify, expect_sha256)
+        engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads)
+        pipeline = cls(bundle, engine, slots, batch_sizes or engine.batch_sizes, wait)
+        log.info(
+            "opened %s (%s) on %s %s in %.2f s: %s",
+            bundle.folder,
+            bundle.digest[:12],
+            engine.name,
+            engine.device,
+            time.perf_counter() - start,
+            pipeline.memory,
+        )
+        return pipeline
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest: plan, classes, where it comes from."""
+        return self.bundle.manifest
+
+    @property
+    def provenance(self) -> Provenance:
+        """What every picture of this pipeline says about its origin."""
+        recipe = self.manifest.recipe
+        versions = {"nextscale": __version__, **self.backend.versions()}
+        return Provenance(self.manifest.name, self.bundle.digest, f"{recipe.name} version {recipe.version}", versions)
+
+    def generate(
+        self,
+        labels: Label | Sequence[Label],
+        *,
+        seed: int | None = None,
+        first_image: int = 0,
+        guidance_scale: Setting | None = None,
+        top_p: Setting | None = None,
+        temperature: Setting | None = None,
+        tokens: Sequence[ArrayLike | None] | None = None,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
+        on_step: Callable[[StepResult], object] | None = None,
+    ) -> Result:
+        """Make one picture for each label: a class number, a class name, or None for no class.
+
+        ``seed`` with the picture's number (``first_image`` on) fixes its noise; None draws a seed, which the result
+        tells. ``guidance_scale``, ``top_p``, ``temperature``: a number, or one for each picture; None is the bundle's
+        default. ``tokens`` forces tokens: for each step None or (pictures, tokens) whole numbers, -1 to sample.
+        ``timeout`` in seconds includes waiting for a slot; it and ``cancel`` (an event, or a function that returns
+        True to stop) are looked at before every graph. ``on_step`` sees every step as it is finished.
+        Raises a :class:`~nextscale.plan.errors.NextscaleError`; no picture is returned then.
+        """
+        started, control = time.perf_counter(), Control.start(timeout, cancel)
+        request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
+        floats, steps, timings = [], [], []
+        with closing(self._passes(request, control)) as all_passes:
+            for one in all_passes:
+                finished = []
+                for step in one.run(started):
+                    if on_step is not None:
+                        on_step(step)
+                    finished.append(step)
+                floats.append(one.decode(finished[-1].code_sum))
+                steps.append([step.tokens for step in finished])
+                timings.extend(one.timings)
+        return Result(
+            floats=np.concatenate(floats),
+            labels=request.labels,
+            seed=request.seed,
+            image_numbers=request.images,
+            guidance_scale=request.guidance_scale,
+            top_p=request.top_p,
+            temperature=request.temperature,
+            tokens=tuple(np.concatenate(parts) for parts in zip(*steps, strict=True)),
+            timings=tuple(timings),
+            seconds=time.perf_counter() - started,
+            provenance=self.provenance,
+        )
+
+    def stream(
+        self,
+        labels: Label | Sequence[Label],
+        *,
+        seed: int | None = None,
+        first_image: int = 0,
+        guidance_scale: Setting | None = None,
+        top_p: Setting | None = None,
+        temperature: Setting | None = None,
+        tokens: Sequence[ArrayLike | None] | None = None,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
+    ) -> Generator[StepResult]:
+        """Like :meth:`generate`, step by step: an iterator of :class:`StepResult`, pass after pass.
+
+        Arguments are checked now; a slot is taken at the first step and given back after the last, or when the
+        iterator is closed, which cancels the call. ``timeout`` counts from now.
+        """
+        control = Control.start(timeout, cancel)
+        request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
+        return self._stream(request, control, time.perf_counter())
+
+    def close(self) -> None:
+        """Refuse later calls. Calls under way stop before their next graph with ``PipelineClosed``."""
+        self._slots.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(
+        self,
+        labels: Label | Sequence[Label],
+        seed: int | None,
+        first_image: int,
+        guidance_scale: Setting | None,
+        top_p: Setting | None,
+        temperature: Setting | None,
+        tokens: Sequence[ArrayLike | None] | None,
+    ) -> Request:
+        self._slots.check()
+        return make_request(self.manifest, labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
+
+    def _stream(self, request: Request, control: Control, started: float) -> Generator[StepResult]:
+        with closing(self._passes(request, control)) as all_passes:
+            for one in all_passes:
+                yield from one.run(started)
+
+    def _passes(self, request: Request, control: Control) -> Generator[Pass]:
+        """The passes of a request, one after the other on one slot."""
+
+        def check() -> None:
+            self._slots.check()
+            control.check()
+
+        with self._slots.take(control) as slot:
+            for pictures, images in passes(len(request), self.batch_sizes):
+                part = request.part(pictures)
+                one = Pass(self._chain, slot, part, images, pictures.start, check, self._decode_late)
+                try:
+                    yield one
+                finally:
+                    one.close()
+
+    def _decode_late(self, code_sum: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pictures of code sums whose pass is over, on any free slot."""
+        with self._slots.take(Control.start(None, None)) as slot, slot.lock:
+            pictures = []
+            for part, images in passes(len(code_sum), self.batch_sizes):
+                filled = code_sum[[*part, *[part[-1]] * (images - len(part))]]
+                pictures.append(self._chain.decode(slot, filled, turn=0)[0][: len(part)])
+            return np.concatenate(pictures)

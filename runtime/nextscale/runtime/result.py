@@ -1,0 +1,166 @@
+"""What a call gives back: pictures with everything needed to make them again, and where the time went."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nextscale.plan.errors import EnvironmentProblem, InputError
+from nextscale.plan.types import Grid
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time in seconds of one graph in one pass; ``inputs`` is what filling noise and settings took before it."""
+
+    graph: str
+    first_image: int
+    images: int
+    inputs: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A finished step of one pass; what it holds is its own, and stays.
+
+    ``index`` is the step's order, ``scale`` its scale in the schedule, ``first_image`` and ``images`` which pictures of
+    the call it made, ``tokens`` (images, tokens) int32, ``code_sum`` (images, channels, height, width) float32,
+    ``elapsed`` seconds since the call, ``timing`` this step's own; ``last`` marks a pass's last step, whose preview is
+    the finished picture.
+    """
+
+    index: int
+    scale: int
+    grid: Grid
+    first_image: int
+    images: int
+    tokens: NDArray[np.int32]
+    code_sum: NDArray[np.float32]
+    elapsed: float
+    timing: Timing
+    last: bool
+    _decode: Callable[[NDArray[np.float32]], NDArray[np.float32]] = field(repr=False)
+    _logits: Callable[[], NDArray[np.float32]] = field(repr=False)
+
+    def preview(self) -> NDArray[np.uint8]:
+        """What the pictures look like so far: (images, height, width, 3) uint8, decoded now."""
+        return to_uint8(self._decode(self.code_sum))
+
+    def logits(self) -> NDArray[np.float32]:
+        """A copy of (images, tokens, vocabulary), after guidance, before temperature and filters.
+
+        Only until the next step; raises :class:`~nextscale.plan.errors.InputError` afterwards.
+        """
+        return self._logits()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a picture's file says about where it comes from."""
+
+    bundle: str
+    bundle_sha256: str
+    recipe: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The pictures of one call, in the order of its labels.
+
+    ``floats`` are (pictures, height, width, 3) float32, RGB in [0, 1]; ``tokens`` the codes by step, each
+    (pictures, tokens of the step) int32. ``labels[i]``, ``seed`` and ``image_numbers[i]`` with the settings make
+    picture ``i`` again; the null class is the number behind the last class. ``seconds`` is the whole call.
+    """
+
+    floats: NDArray[np.float32]
+    labels: tuple[int, ...]
+    seed: int
+    image_numbers: tuple[int, ...]
+    guidance_scale: tuple[float, ...]
+    top_p: tuple[float, ...]
+    temperature: tuple[float, ...]
+    tokens: tuple[NDArray[np.int32], ...]
+    timings: tuple[Timing, ...]
+    seconds: float
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """The pictures as (pictures, height, width, 3) uint8, RGB."""
+        return to_uint8(self.floats)
+
+    @property
+    def step_seconds(self) -> dict[str, float]:
+        """Seconds by graph, over all passes of the call."""
+        total: dict[str, float] = {}
+        for timing in self.timings:
+            total[timing.graph] = total.get(timing.graph, 0.0) + timing.seconds
+        return total
+
+    def metadata(self, index: int) -> dict[str, str]:
+        """What the PNG of picture ``index`` carries: enough to make it again."""
+        made = self.provenance
+        return {
+            "Software": f"nextscale {made.versions.get('nextscale', 'unknown')}",
+            "nextscale.label": str(self.labels[index]),
+            "nextscale.seed": str(self.seed),
+            "nextscale.image": str(self.image_numbers[index]),
+            "nextscale.guidance_scale": repr(self.guidance_scale[index]),
+            "nextscale.top_p": repr(self.top_p[index]),
+            "nextscale.temperature": repr(self.temperature[index]),
+            "nextscale.recipe": made.recipe,
+            "nextscale.bundle": made.bundle,
+            "nextscale.bundle_sha256": made.bundle_sha256,
+            "nextscale.versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write one PNG for each picture, named by seed, number and class, and return the paths.
+
+        The folder is made where it is not there; a file of the same name is replaced.
+        """
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        paths = []
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for i, pixels in enumerate(self.images):
+                info = PngInfo()
+                for key, text in self.metadata(i).items():
+                    info.add_itxt(key, text)
+                path = Path(folder) / f"seed{self.seed}-{self.image_numbers[i]:05d}-class{self.labels[i]}.png"
+                Image.fromarray(pixels).save(path, format="PNG", pnginfo=info)
+                paths.append(path)
+        except OSError as error:
+            raise EnvironmentProblem(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
+        return paths
+
+
+def to_uint8(floats: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """[0, 1] to the nearest of 0 ... 255."""
+    return (np.clip(floats, 0.0, 1.0) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What :meth:`Result.save` wrote about a picture; empty for a PNG of another origin."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            found: dict[str, Any] = dict(getattr(image, "text", {}))
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} is not a picture that can be read: {error}") from error
+    return {key: str(text) for key, text in found.items() if key == "Software" or key.startswith("nextscale.")}

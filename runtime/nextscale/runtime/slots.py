@@ -1,0 +1,86 @@
+"""Who may run when: free slots, waiting with a bound, and the reasons to stop a call between two graphs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nextscale.runtime.buffers import Slot
+from nextscale.runtime.errors import Cancelled, PipelineClosed, PipelineTimeout
+
+Cancel = threading.Event | Callable[[], bool]
+
+_POLL = 0.05  # seconds between looks at a caller's cancellation while waiting
+
+
+@dataclass(frozen=True)
+class Control:
+    """When a call has to stop: its deadline (``time.monotonic``), and its caller's cancellation."""
+
+    timeout: float | None
+    deadline: float | None
+    cancel: Cancel | None
+
+    @classmethod
+    def start(cls, timeout: float | None, cancel: Cancel | None) -> Control:
+        """A control whose ``timeout`` in seconds counts from now; None is no limit."""
+        return cls(timeout, None if timeout is None else time.monotonic() + timeout, cancel)
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` or :class:`PipelineTimeout` where the call has to stop."""
+        cancel = self.cancel.is_set if isinstance(self.cancel, threading.Event) else self.cancel
+        if cancel is not None and cancel():
+            raise Cancelled("the call was cancelled by its caller")
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise PipelineTimeout(
+                f"the call ran past its timeout of {self.timeout:g} s and was stopped between two graphs"
+            )
+
+
+class SlotPool:
+    """The slots of a pipeline; each is lent to one call at a time."""
+
+    def __init__(self, slots: Sequence[Slot], wait: float) -> None:
+        self._free, self._count, self._wait = list(slots), len(slots), wait
+        self._changed = threading.Condition()
+        self.closed = False
+
+    @contextmanager
+    def take(self, control: Control) -> Iterator[Slot]:
+        """Lend a slot; waits for one at most ``wait`` seconds and no longer than the call's own timeout."""
+        slot = self._wait_for_one(control)
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                self._free.append(slot)
+                self._changed.notify()
+
+    def check(self) -> None:
+        """Raise :class:`PipelineClosed` after :meth:`close`."""
+        if self.closed:
+            raise PipelineClosed("this pipeline was closed; open another one")
+
+    def close(self) -> None:
+        """Refuse every later call; calls under way stop before their next graph."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    def _wait_for_one(self, control: Control) -> Slot:
+        end = time.monotonic() + self._wait
+        with self._changed:
+            while True:
+                self.check()
+                control.check()
+                if self._free:
+                    return self._free.pop()
+                if time.monotonic() > end:
+                    raise PipelineTimeout(
+                        f"all {self._count} slots stayed busy for {self._wait:g} s: open the pipeline with more slots, "
+                        "or a longer wait"
+                    )
+                self._changed.wait(_POLL)

@@ -1,0 +1,232 @@
+"""Small bundles of drawn graphs that keep the signatures of a plan: the runtime's tests need no exporter.
+
+The graphs compute nothing of a model. Every input moves the logits, by its own weight, so that a wrong address, a
+stale buffer or a swapped tensor changes the tokens; and a picture's rows touch no other picture's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from safetensors.numpy import save_file
+
+from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.methods.fastvar import FastVAR
+from nextscale.plan.types import Model, Plan, Sampling, Tokenizer
+from nextscale.runtime import manifest as manifests
+from nextscale.runtime.bundle import hash_file
+from nextscale.runtime.manifest import File, Graph, Manifest, Recipe, Source, SourceFile, Tensor, Verified, Weight
+from nextscale.runtime.signatures import derive_graphs
+
+MODEL = Model("var", 2, 8, 2, 4, 32, 11, 4, classes=3)
+TOKENIZER = Tokenizer(8, (1, 2), 1, 4, 11, stride=2)
+SCHEDULE = ((1, 1), (2, 2), (3, 2), (4, 4))
+TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+
+
+def tiny_plan(pruned: bool = True, smooth: bool = False) -> Plan:
+    """Two layers, four scales, one of them not square; the last one pruned from the third's caches."""
+    defaults = (("guidance_scale", 1.5), ("top_p", 0.9), ("temperature", 1.0))
+    plan = next_scale_plan("tiny", MODEL, TOKENIZER, SCHEDULE, Sampling(0, smooth=smooth), defaults=defaults)
+    return FastVAR({-1: 0.5}, cache_scale=2)(plan) if pruned else plan
+
+
+def write_bundle(folder: Path, plan: Plan | None = None, weights_factor: float = 1.0) -> Path:
+    """A bundle of drawn graphs in ``folder``; ``weights_factor`` scales its weights (NaN breaks them)."""
+    plan = plan or tiny_plan()
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    model = plan.models[0][1]
+    weights = {
+        "var/class_emb.weight": rng.standard_normal((model.classes + 1, model.width)).astype(np.float32),
+        "var/head.weight": rng.standard_normal((model.vocabulary, model.width)).astype(np.float32) * weights_factor,
+    }
+    save_file(weights, folder / manifests.WEIGHTS_FILE)
+    graphs = derive_graphs(plan)
+    for graph in graphs:
+        onnx.save(_model(plan, graph, folder / manifests.WEIGHTS_FILE), folder / graph.file)
+    write_manifest(folder, make_manifest(folder, plan, graphs, weights))
+    return folder
+
+
+def make_manifest(
+    folder: Path, plan: Plan, graphs: tuple[Graph, ...], weights: dict[str, np.ndarray[Any, Any]]
+) -> Manifest:
+    """The manifest of the files that lie in ``folder``."""
+    names = sorted(p.name for p in folder.iterdir() if p.name != manifests.FILE_NAME)
+    return Manifest(
+        name=folder.name,
+        recipe=Recipe("tiny", 1),
+        precision="fp32",
+        plan=plan,
+        graphs=graphs,
+        files={n: File(hash_file(folder / n), (folder / n).stat().st_size) for n in names},
+        weights={k: Weight(manifests.WEIGHTS_FILE, "float32", w.shape, None, (k,)) for k, w in weights.items()},
+        versions={"nextscale": "test"},
+        source=Source((SourceFile("var", "var.pth", "0" * 64),)),
+        verified=(Verified("begin", "drawn for a test", None, None),),
+        classes=("circle", "square", "star"),
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest as it is."""
+    (folder / manifests.FILE_NAME).write_text(manifests.dumps(manifest))
+
+
+def edit_manifest(folder: Path, edit: Any) -> None:
+    """Change the JSON of a manifest in place; ``edit`` gets the dict."""
+    path = folder / manifests.FILE_NAME
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+@dataclass
+class Net:
+    """A graph under construction: ``net("Add", a, b)`` adds a node and names its result."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+
+    def __call__(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        name = output or f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def const(self, value: Any, dtype: Any = np.float32) -> str:
+        """A constant."""
+        name = f"c{len(self.initializers)}"
+        self.initializers.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def weight(self, name: str, path: Path) -> str:
+        """An initializer that lies in a safetensors file."""
+        if name not in {i.name for i in self.initializers}:
+            content = path.read_bytes()
+            header = int.from_bytes(content[:8], "little")
+            entry = json.loads(content[8 : 8 + header])[name]
+            start, end = entry["data_offsets"]
+            tensor = onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=entry["shape"])
+            tensor.data_location = TensorProto.EXTERNAL
+            place = {"location": path.name, "offset": str(8 + header + start), "length": str(end - start)}
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=value)
+            self.initializers.append(tensor)
+        return name
+
+
+def _model(plan: Plan, graph: Graph, weights: Path) -> onnx.ModelProto:
+    net = Net()
+    make = {"begin": _begin, "decode": _decode}.get(graph.name, _step)
+    make(net, plan, graph, weights)
+    proto = helper.make_graph(
+        net.nodes, graph.name, [_info(t) for t in graph.inputs], [_info(t) for t in graph.outputs], net.initializers
+    )
+    return helper.make_model(proto, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def _info(tensor: Tensor) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, TYPES[tensor.dtype], list(tensor.shape))
+
+
+def _begin(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
+    model, table = plan.models[0][1], net.weight("var/class_emb.weight", weights)
+    null = net("Add", net("Mul", "labels.in", net.const(0, np.int32)), net.const(model.classes, np.int32))
+    both = net("Gather", table, net("Concat", "labels.in", null, axis=0))
+    net("Identity", both, output="cond.sos.out")
+    wide = net("Unsqueeze", both, net.const([1], np.int64))
+    for i, tensor in enumerate(graph.outputs[1:]):
+        parts = tensor.shape[1]
+        scale = net.const(np.linspace(0.5, 1.5, int(parts))[:, None] * (i + 1))
+        net("Mul", wide, scale, output=tensor.name)
+
+
+def _step(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
+    model, step = plan.models[0][1], plan.steps[graph.step or 0]
+    hidden = net.const(np.zeros(model.width))
+    for i, tensor in enumerate(t for t in graph.inputs if t.source is None):  # rows: (R, C); tapes: (L, R, H, hd)
+        weight = net.const(np.cos(np.arange(model.width) * (i + 1)) * 0.7)
+        hidden = net("Add", hidden, net("Mul", _row_vector(net, tensor, model.width), weight))
+    hidden = net("Tanh", hidden, output="hidden")  # (R, C)
+    logits = net("Gemm", hidden, net.weight("var/head.weight", weights), transB=1)
+    halves = net("Reshape", logits, net.const([2, -1, model.vocabulary], np.int64))  # (2, B, V)
+    weighed = net(
+        "Mul", net("Transpose", halves, perm=[1, 0, 2]), net("Unsqueeze", "guidance.in", net.const([2], np.int64))
+    )
+    summed = net("ReduceSum", weighed, net.const([1], np.int64))  # (B, 1, V), keepdims
+    places = np.sin(np.arange(step.tokens_out * model.vocabulary).reshape(step.tokens_out, -1))
+    net("Add", summed, net.const(places), output="logits.out")
+    _sample(net, graph)
+    _state(net, plan, graph)
+    for tensor in graph.outputs:
+        if tensor.name.startswith("tape"):
+            rows = net.const(np.arange(int(tensor.shape[0])).reshape(-1, 1, 1, 1) * 0.1)
+            split = net("Reshape", hidden, net.const([1, -1, *tensor.shape[2:]], np.int64))
+            net("Add", split, rows, output=tensor.name)
+        elif tensor.name.startswith("cache"):
+            places = net.const(np.arange(int(tensor.shape[1])).reshape(1, -1, 1) * 0.1)
+            net("Add", net("Unsqueeze", hidden, net.const([1], np.int64)), places, output=tensor.name)
+
+
+def _row_vector(net: Net, tensor: Tensor, width: int) -> str:
+    """Anything read from a buffer as (R, C) or (R, 1)."""
+    if tensor.name.startswith("tape"):  # order counts: each row of the tape has its own weight
+        scale = net.const(np.linspace(1, 2, int(tensor.shape[0])).reshape(-1, 1, 1, 1) / int(tensor.shape[0]))
+        summed = net("ReduceSum", net("Mul", tensor.name, scale), net.const([0], np.int64), keepdims=0)
+        return net("Reshape", summed, net.const([-1, width], np.int64))
+    if tensor.name.startswith("state"):
+        mean = net("ReduceMean", tensor.name, net.const(list(range(1, len(tensor.shape))), np.int64), keepdims=0)
+        column = net("Unsqueeze", mean, net.const([1], np.int64))
+        return net("Concat", column, column, axis=0)  # (2B, 1)
+    if len(tensor.shape) == 2:
+        return tensor.name
+    return net("ReduceMean", tensor.name, net.const([1], np.int64), keepdims=0)
+
+
+def _sample(net: Net, graph: Graph) -> None:
+    """Gumbel's argmax from uniforms; top_p only shifts a token's logit, enough to be seen."""
+    flat = net.const([1, 2], np.int64)
+    cooled = net("Div", "logits.out", net("Unsqueeze", "temperature.in", flat))
+    gumbel = net("Neg", net("Log", net("Neg", net("Log", "noise.in"))))
+    if any(t.name == "noise.smooth.in" for t in graph.inputs):
+        gumbel = net("Add", gumbel, "noise.smooth.in")
+    vocabulary = int(graph.outputs[0].shape[2])
+    shift = net("Mul", net("Unsqueeze", "top_p.in", flat), net.const(np.arange(vocabulary) * 0.1))
+    drawn = net("ArgMax", net("Add", net("Add", cooled, gumbel), shift), axis=2, keepdims=0)
+    drawn = net("Cast", drawn, to=TensorProto.INT32)
+    forced = net("Not", net("Less", "tokens.in", net.const(0, np.int32)))
+    net("Where", forced, "tokens.in", drawn, output="tokens.out")
+
+
+def _state(net: Net, plan: Plan, graph: Graph) -> None:
+    values = net("Cast", "tokens.out", to=TensorProto.FLOAT)
+    mean = net("ReduceMean", values, net.const([1], np.int64))  # (B, 1)
+    spread = net("Unsqueeze", mean, net.const([2, 3], np.int64))
+    height, width = plan.final_grid
+    field_ = np.sin(np.arange(plan.models[0][1].code_channels * height * width)).reshape(1, -1, height, width)
+    codes = net("Mul", spread, net.const(field_ * 0.1))
+    past = any(t.name == "state.code_sum.in" for t in graph.inputs)
+    net("Add" if past else "Identity", *(["state.code_sum.in"] if past else []), codes, output="state.code_sum.out")
+    for tensor in graph.outputs:
+        if tensor.name == "state.map.out":
+            shape = net.const([0, int(tensor.shape[2]), -1], np.int64)
+            channels = net("Transpose", net("Reshape", "state.code_sum.out", shape), perm=[0, 2, 1])  # (B, S, Z)
+            start, end = net.const([0], np.int64), net.const([tensor.shape[1]], np.int64)
+            net("Slice", channels, start, end, net.const([1], np.int64), output=tensor.name)
+
+
+def _decode(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
+    """Three channels, each code a square of pixels, squeezed into [0, 1]."""
+    colours = net("Slice", "state.code_sum.in", *(net.const([v], np.int64) for v in (0, 3, 1)))
+    for axis in (2, 3):
+        repeats = [1.0, 1.0, 1.0, 1.0]
+        repeats[axis] = plan.tokenizer.stride
+        colours = net("Resize", colours, "", net.const(repeats), mode="nearest")
+    net("Sigmoid", colours, output="image.out")
