@@ -54,6 +54,8 @@ def _names(plan: Plan) -> Iterator[str]:
             yield f"{what} belongs to the unknown weight set {owner.weight_set!r}"
         elif not 0 <= owner.layer < models[owner.weight_set].depth:
             yield f"{what} belongs to layer {owner.layer}, and the model has {models[owner.weight_set].depth}"
+    ran = {step.weight_set for step in plan.steps}
+    yield from (f"weight set {name!r} is never run" for name in models if plan.steps and name not in ran)
     known_tapes, known_caches = set(ids[1][1]), set(ids[2][1])
     for step in plan.steps:
         if step.weight_set not in models:
