@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from nextscale.export.checkpoint import Checkpoint
 from nextscale.export.components import compute_in
 from nextscale.export.eager import Eager
-from nextscale.export.graphs import DTYPES, GraphBuilder
+from nextscale.export.graphs import DTYPES, GraphBuilder, Traced
 from nextscale.export.names import tensors_of
 from nextscale.export.state_dict import file_digest
 from nextscale.export.verify import verify
@@ -41,15 +41,17 @@ class Options:
     precision: str = "fp32"
 
 
-def export_bundle(checkpoint: Checkpoint, options: Options, out: Path, progress: Progress) -> Path:
+def export_bundle(
+    checkpoint: Checkpoint, options: Options, out: Path, progress: Progress, traced: Traced | None = None
+) -> Path:
     """Exports, verifies and publishes ``out``. Until the rename nothing stands at that path.
 
     Raises :class:`InputError` when ``out`` exists or another export is writing it,
     :class:`~nextscale.plan.errors.ParityError` when a graph does not compute what the eager model computes, and
     :class:`EnvironmentProblem` when the disk is full.
     """
-    builder = GraphBuilder(options.plan, options.precision)
     with publishing(out) as folder:
+        builder = GraphBuilder(options.plan, options.precision, traced)
         composers = builder.build(lambda done, total, what: progress("trace", done, total, what))
         eager = prepared(checkpoint, options.plan, options.precision)
         names = set().union(*(c.weights for c in composers))
@@ -125,7 +127,9 @@ def reported(out: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         if full:
             free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else 0
-            raise EnvironmentProblem(f"the disk is full ({free / 1e6:.0f} MB free at {out.parent}): nothing was kept") from error
+            raise EnvironmentProblem(
+                f"the disk is full ({free / 1e6:.0f} MB free at {out.parent}): nothing was kept"
+            ) from error
         if isinstance(error, PermissionError):
             raise EnvironmentProblem(f"{out.parent} cannot be written to: choose a folder that can") from error
         raise
@@ -135,7 +139,9 @@ def room(folder: Path, weights: int) -> None:
     """Refuses to start writing what cannot fit; graphs are small beside the weights."""
     needed, free = weights + 64_000_000, shutil.disk_usage(folder).free
     if free < needed:
-        raise EnvironmentProblem(f"the bundle needs {needed / 1e6:.0f} MB and {folder.parent} has {free / 1e6:.0f} MB free")
+        raise EnvironmentProblem(
+            f"the bundle needs {needed / 1e6:.0f} MB and {folder.parent} has {free / 1e6:.0f} MB free"
+        )
 
 
 def listed(folder: Path) -> dict[str, File]:

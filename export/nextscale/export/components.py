@@ -45,9 +45,7 @@ class BlockStep(nn.Module):
 
     def forward(self, x: Tensor, adaln: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         past, rest = ((rest[0], rest[1]), rest[2:]) if self.layer.past else (None, rest)
-        caches = {
-            name: (cache, grid) for (name, grid), cache in zip(self.cache_grids.items(), rest, strict=True)
-        }
+        caches = {name: (cache, grid) for (name, grid), cache in zip(self.cache_grids.items(), rest, strict=True)}
         out = self.block(x, adaln, self.layer, self.grid, self.resize, past, caches)
         rows = (out.key, out.value) if self.layer.writes else ()
         return (out.x, *rows, *out.caches.values())

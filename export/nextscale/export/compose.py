@@ -58,9 +58,8 @@ class Composer:
 
     def _pass_through(self, component: Component, bound: Mapping[str, str], at: str) -> None:
         """An output that is an input of the component, or leaves it twice, needs a node to carry its other name."""
-        made = {v for node in component.graph.node for v in node.output}
         for wanted, output in zip(component.outputs, component.graph.output, strict=True):
-            if output.name not in made and wanted in bound:
+            if output.name != wanted:
                 source = bound.get(output.name, f"{at}/{output.name}")
                 self.nodes.append(helper.make_node("Identity", [source], [bound[wanted]], name=f"{at}/{wanted}"))
 

@@ -82,7 +82,9 @@ class Eager:
         )
 
     @torch.inference_mode()
-    def stream(self, request: Request, on_block: Callable[[int, int, Tensor], None] | None = None) -> Iterator[EagerStep]:
+    def stream(
+        self, request: Request, on_block: Callable[[int, int, Tensor], None] | None = None
+    ) -> Iterator[EagerStep]:
         """Runs step by step. ``on_block(step order, layer index, x)`` sees the residual stream after every block."""
         if min(request.labels) < 0 or max(request.labels) > self.var.model.classes:
             raise InputError(f"labels {list(request.labels)} are asked for; the model has 0..{self.var.model.classes}")

@@ -1,9 +1,10 @@
-"""All graphs of a bundle from a plan: each distinct component is traced once and placed under every layer's names."""
+"""All graphs of a bundle from a plan: each distinct piece is traced once and placed under every layer's names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 
@@ -13,143 +14,179 @@ from nextscale.export.models.resize import resizes_of
 from nextscale.export.models.var import VAR
 from nextscale.export.models.vqvae import VQVAE
 from nextscale.export.names import bundle_names
-from nextscale.export.trace import Argument, Component, Shape, trace, without_weights
+from nextscale.export.trace import Argument, Component, Piece, trace, without_weights
 from nextscale.plan.types import Layer, Plan, Step, SubLayer
 from nextscale.runtime.manifest import IMAGES, ROWS, Graph
 from nextscale.runtime.signatures import cache_buffer, derive_graphs, tape_buffer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PIECES_PER_TRACE = 8  # enough to share a trace's fixed cost, few enough for a progress bar that moves
+
+Traced = dict[Hashable, Component]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One piece in one graph: which, where, and what its inputs and outputs are called there."""
+
+    key: Hashable
+    at: str
+    names: dict[str, str]
+    layer: int | None = None
+
+
+@dataclass
+class Blueprint:
+    """One graph before anything is traced."""
+
+    signature: Graph
+    placements: list[Placement] = field(default_factory=list)
 
 
 class GraphBuilder:
-    """Traces and composes. ``progress(done, total, what)`` is called before each graph."""
+    """Lists the pieces and placements of a plan's graphs, then traces and composes.
 
-    def __init__(self, plan: Plan, precision: str) -> None:
+    ``traced`` may be shared by builders of one process: a method that changes two steps leaves the others' pieces as
+    they are.
+    """
+
+    def __init__(self, plan: Plan, precision: str, traced: Traced | None = None) -> None:
         self.plan, self.dtype = plan, DTYPES[precision]
-        self.signatures = {g.name: g for g in derive_graphs(plan, precision)}
         self.rows = len(plan.guidance.rows)
-        self.traced: dict[object, Component] = {}
+        self.traced: Traced = {} if traced is None else traced
+        self.pieces: dict[Hashable, Piece] = {}
+        # What every piece depends on beside its own shape.
+        self.base = (plan.model(), plan.tokenizer, plan.schedule, plan.final_grid, self.rows, precision)
         with without_weights() as self.mode:
             self.var = VAR(plan.model(), plan.schedule).fold()
             self.vae = VQVAE(plan.tokenizer, len(plan.schedule), encoder=False)
             compute_in(self.var, self.vae, self.dtype)
             for resize in (self.var.resize, self.vae.quantize.resize):
                 resize.prepare(resizes_of(plan))
+        signatures = {g.name: g for g in derive_graphs(plan, precision)}
+        self.blueprints = [
+            self._begin(signatures["begin"]),
+            *(self._step(signatures[f"step_{step.order:02d}"], step) for step in plan.steps),
+            self._decode(signatures["decode"]),
+        ]
 
     def build(self, progress: Callable[[int, int, str], None]) -> list[Composer]:
-        """Every graph, in the order in which they run."""
-        makers: list[tuple[str, Callable[[Graph], Composer]]] = [("begin", self.begin)]
-        makers += [(f"step_{step.order:02d}", lambda g, s=step: self.step(g, s)) for step in self.plan.steps]  # type: ignore[misc]
-        makers += [("decode", self.decode)]
-        graphs = []
-        for done, (name, make) in enumerate(makers):
-            progress(done, len(makers), name)
-            graphs.append(make(self.signatures[name]))
-        return graphs
+        """Every graph, in the order in which they run. ``progress(done, total, what)`` counts pieces."""
+        missing = [key for key in self.pieces if key not in self.traced]
+        for done, keys in _batches(missing, PIECES_PER_TRACE):
+            pieces = [self.pieces[key] for key in keys]
+            progress(done, len(missing), f"{pieces[0].label} ... {pieces[-1].label}")
+            self.traced.update(zip(keys, trace(pieces, self.mode, self.rows), strict=True))
+        composers = []
+        for blueprint in self.blueprints:
+            composer = Composer(blueprint.signature)
+            for p in blueprint.placements:
+                component = self.traced[p.key]
+                weights = bundle_names(component.weights, p.layer)
+                composer.place(component, self.pieces[p.key].label, p.at, p.names, weights)
+            composers.append(composer)
+        return composers
 
-    def begin(self, signature: Graph) -> Composer:
-        """Labels to conditioning."""
-        outputs = [t.name for t in signature.outputs]
-        labels = Argument("labels.in", (IMAGES,), torch.int32)
-        component = trace(Begin(self.var, self.rows), self.mode, [labels], outputs, self.rows)
-        return self._single(signature, component)
+    def _piece(self, shape: Hashable, make: Callable[[], Piece]) -> Hashable:
+        """The key of a piece, which is made when it is first met."""
+        key = (self.base, shape)
+        if key not in self.pieces:
+            self.pieces[key] = make()
+        return key
 
-    def decode(self, signature: Graph) -> Composer:
-        """Code sum to pixels."""
-        argument = Argument("state.code_sum.in", signature.inputs[0].shape)
-        component = trace(Decode(self.vae), self.mode, [argument], ["image.out"], self.rows)
-        return self._single(signature, component)
+    def _begin(self, signature: Graph) -> Blueprint:
+        labels = (Argument("labels.in", (IMAGES,), torch.int32),)
+        outputs = tuple(t.name for t in signature.outputs)
+        piece = Piece("begin", Begin(self.var, self.rows), labels, outputs)
+        return Blueprint(signature, [self._alone(piece)])
 
-    def step(self, signature: Graph, step: Step) -> Composer:
+    def _decode(self, signature: Graph) -> Blueprint:
+        code_sum = (Argument("state.code_sum.in", signature.inputs[0].shape),)
+        return Blueprint(signature, [self._alone(Piece("decode", Decode(self.vae), code_sum, ("image.out",)))])
+
+    def _alone(self, piece: Piece) -> Placement:
+        key = self._piece(piece.label, lambda: piece)
+        return Placement(key, piece.label, {n: n for n in (*(a.name for a in piece.arguments), *piece.outputs)})
+
+    def _step(self, signature: Graph, step: Step) -> Blueprint:
         """Embed, the step's layers, finish."""
-        composer = Composer(signature)
-        source = "cond.sos.in" if step.order == 0 else "state.map.in"
-        n, width = step.tokens_in, self.plan.model().width
-        component = trace(
-            Embed(self.var, step),
-            self.mode,
-            [Argument("source", (ROWS, width) if step.order == 0 else (IMAGES, n, self.plan.model().code_channels))],
-            ["x"],
-            self.rows,
+        model = self.plan.model()
+        first = step.order == 0
+        shape = (ROWS, model.width) if first else (IMAGES, step.tokens_in, model.code_channels)
+        embed = self._piece(
+            ("embed", step.scale),
+            lambda: Piece(f"embed.{step.scale}", Embed(self.var, step), (Argument("source", shape),), ("x",)),
         )
-        self._place(composer, component, "embed", {"source": source, "x": "x.embed"})
-        x = "x.embed"
+        source = "cond.sos.in" if first else "state.map.in"
+        placements = [Placement(embed, "embed", {"source": source, "x": "embed/x"})]
+        x = "embed/x"
         for layer in step.layers:
-            x = self._layer(composer, step, layer, x)
-        self._finish(composer, step, x)
-        return composer
+            placements.append(self._layer(step, layer, x))
+            x = f"blocks.{layer.index}/x"
+        return Blueprint(signature, [*placements, self._finish(signature, step, x)])
 
-    def _layer(self, composer: Composer, step: Step, layer: Layer, x: str) -> str:
-        """Places one block; returns the name of the residual stream behind it."""
-        at = f"blocks.{layer.index}"
+    def _layer(self, step: Step, layer: Layer, x: str) -> Placement:
+        """One block; layers of equal shape differ in nothing but names."""
+        plan, at = self.plan, f"blocks.{layer.index}"
         read, written = _caches(layer, read=True), _caches(layer, read=False)
-        grids = {sub.name: self.plan.cache(sub.cache or "").grid for sub in read}
-        parts = ("k", "v")
-        past = [f"{tape_buffer(self.plan, s.tape, part)}.in" for s in layer.past for part in parts]
-        names = {"x.in": x, "adaln.in": f"cond.adaln.{layer.index:02d}.in"}
-        names |= dict(zip(("k.in", "v.in"), past, strict=False))
-        names |= {f"cache.{sub.name}.in": f"{cache_buffer(self.plan, sub.cache or '')}.in" for sub in read}
-        names |= {"x.out": f"{at}/x"}
-        for write in layer.writes:
-            names |= {f"{part}.out": f"{tape_buffer(self.plan, write.tape, part)}.out" for part in parts}
-        names |= {f"cache.{sub.name}.out": f"{cache_buffer(self.plan, sub.cache or '')}.out" for sub in written}
-        key, component = self._block(step, layer, grids)
-        self._place(composer, component, at, names, layer.index, key)
-        return f"{at}/x"
+        names = {"x.in": x, "adaln.in": f"cond.adaln.{layer.index:02d}.in", "x.out": f"{at}/x"}
+        for part in ("k", "v"):
+            names |= {f"{part}.in": f"{tape_buffer(plan, s.tape, part)}.in" for s in layer.past}
+            names |= {f"{part}.out": f"{tape_buffer(plan, w.tape, part)}.out" for w in layer.writes}
+        names |= {f"cache.{sub.name}.in": f"{cache_buffer(plan, sub.cache or '')}.in" for sub in read}
+        names |= {f"cache.{sub.name}.out": f"{cache_buffer(plan, sub.cache or '')}.out" for sub in written}
+        grids = {sub.name: plan.cache(sub.cache or "").grid for sub in read}
+        subs = tuple(replace(sub, cache="cache" if sub.cache else None) for sub in layer.sub_layers)
+        shape = ("block", step.grid, layer.past_rows, subs, tuple(grids.items()), bool(layer.writes))
+        return Placement(self._piece(shape, lambda: self._block(step, layer, grids)), at, names, layer.index)
 
-    def _block(self, step: Step, layer: Layer, grids: dict[str, tuple[int, int]]) -> tuple[str, Component]:
-        """The component of a layer's shape, traced when first met; equal shapes differ in nothing but names."""
-        shape = (
-            step.grid,
-            layer.past_rows,
-            tuple(replace(sub, cache="cache" if sub.cache else None) for sub in layer.sub_layers),
-            tuple(grids.items()),
-            bool(layer.writes),
-        )
-        if shape not in self.traced:
-            model, n = self.plan.model(), step.tokens_in
-            tape: Shape = (layer.past_rows, ROWS, model.heads, model.head_dim)
-            arguments = [Argument("x.in", (ROWS, n, model.width)), Argument("adaln.in", (ROWS, 6, model.width))]
-            arguments += [Argument(f"{part}.in", tape, self.dtype) for part in ("k", "v") if layer.past]
-            arguments += [
-                Argument(f"cache.{name}.in", (ROWS, h * w, model.width), self.dtype) for name, (h, w) in grids.items()
-            ]
-            outputs = ["x.out", *(("k.out", "v.out") if layer.writes else ())]
-            outputs += [f"cache.{sub.name}.out" for sub in _caches(layer, read=False)]
-            module = BlockStep(self.var, self.var.blocks[layer.index], layer, step.grid, grids)  # type: ignore[arg-type]
-            self.traced[shape] = trace(module, self.mode, arguments, outputs, self.rows)
-        return f"block.{list(self.traced).index(shape)}", self.traced[shape]
+    def _block(self, step: Step, layer: Layer, grids: dict[str, tuple[int, int]]) -> Piece:
+        model = self.plan.model()
+        tape = (layer.past_rows, ROWS, model.heads, model.head_dim)
+        arguments = [
+            Argument("x.in", (ROWS, step.tokens_in, model.width)),
+            Argument("adaln.in", (ROWS, 6, model.width)),
+            *(Argument(f"{part}.in", tape, self.dtype) for part in ("k", "v") if layer.past),
+            *(Argument(f"cache.{n}.in", (ROWS, h * w, model.width), self.dtype) for n, (h, w) in grids.items()),
+        ]
+        outputs = ["x.out", *(("k.out", "v.out") if layer.writes else ())]
+        outputs += [f"cache.{sub.name}.out" for sub in _caches(layer, read=False)]
+        block = self.var.blocks[layer.index]
+        module = BlockStep(self.var, block, layer, step.grid, grids)  # type: ignore[arg-type]
+        return Piece(f"block.{len(self.pieces)}", module, tuple(arguments), tuple(outputs))
 
-    def _finish(self, composer: Composer, step: Step, x: str) -> None:
-        """Places head, sampling and the way to the next input; its arguments have the signature's own names."""
-        inputs = {t.name: t for t in composer.signature.inputs}
+    def _finish(self, signature: Graph, step: Step, x: str) -> Placement:
+        """Head, sampling and the way to the next input, under the signature's own names."""
+        inputs = {t.name: t for t in signature.inputs}
         order = ["cond.head.in", "guidance.in", "temperature.in", "top_p.in", "noise.in", "tokens.in"]
         order += [name for name in ("noise.smooth.in", "state.code_sum.in") if name in inputs]
-        arguments = [Argument("x", (ROWS, step.tokens_in, self.plan.model().width))]
-        arguments += [Argument(n, inputs[n].shape, torch.int32 if n == "tokens.in" else torch.float32) for n in order]
-        outputs = ["logits.out", "tokens.out", "state.code_sum.out"]
-        outputs += ["state.map.out"] if step.next_input.grid else []
-        module = Finish(self.var, self.vae.quantize, step, self.plan)
-        component = trace(module, self.mode, arguments, outputs, self.rows)
-        self._place(composer, component, "finish", {"x": x} | {name: name for name in (*order, *outputs)})
+        outputs = (
+            "logits.out",
+            "tokens.out",
+            "state.code_sum.out",
+            *(("state.map.out",) if step.next_input.grid else ()),
+        )
+        residual = Argument("x", (ROWS, step.tokens_in, self.plan.model().width))
 
-    def _single(self, signature: Graph, component: Component) -> Composer:
-        composer = Composer(signature)
-        self._place(composer, component, signature.name, {n: n for n in (*component.inputs, *component.outputs)})
-        return composer
+        def make() -> Piece:
+            dtypes = {"tokens.in": torch.int32}
+            arguments = (Argument(n, inputs[n].shape, dtypes.get(n, torch.float32)) for n in order)
+            module = Finish(self.var, self.vae.quantize, step, self.plan)
+            return Piece(f"finish.{step.scale}", module, (residual, *arguments), outputs)
 
-    def _place(
-        self,
-        composer: Composer,
-        component: Component,
-        at: str,
-        names: dict[str, str],
-        layer: int | None = None,
-        key: str | None = None,
-    ) -> None:
-        composer.place(component, key or at, at, names, bundle_names(component.weights, layer))
+        key = self._piece(("finish", step.scale, step.grid, step.tokens_out, step.sampling, step.next_input), make)
+        return Placement(key, "finish", {"x": x} | {name: name for name in (*order, *outputs)})
 
 
 def _caches(layer: Layer, read: bool) -> list[SubLayer]:
     """The sub-layers that read (or write) a restore cache in this step, in the layer's order."""
     return [sub for sub in layer.sub_layers if sub.cache and (sub.kept is not None) == read]
+
+
+def _batches(keys: list[Hashable], size: int) -> Iterator[tuple[int, list[Hashable]]]:
+    """How many came before, and the next ``size`` keys."""
+    rest = iter(keys)
+    done = 0
+    while batch := list(islice(rest, size)):
+        yield done, batch
+        done += len(batch)

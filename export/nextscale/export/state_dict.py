@@ -33,7 +33,9 @@ def read_state(path: Path, part: str) -> State:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint ({_first_line(error)}): fetch the file again") from error
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({_first_line(error)}): fetch the file again"
+        ) from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path} is refused: it holds more than tensors, and unpickling it could run code; save it again as a plain "
@@ -71,7 +73,9 @@ def load_strictly(module: nn.Module, state: State, path: Path, ignorable: tuple[
     }
     if any(problems.values()):
         lists = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
-        raise InputError(f"{path} does not fit the model that it should hold ({lists}): give the file that belongs to it")
+        raise InputError(
+            f"{path} does not fit the model that it should hold ({lists}): give the file that belongs to it"
+        )
     for key, tensor in given.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{path} holds values that are not finite floats in {key}: the checkpoint is damaged")

@@ -1,17 +1,17 @@
-"""Tracing one component of a model, without its weights, into an ONNX graph whose weights are named inputs."""
+"""Tracing pieces of a model, without weights, into ONNX graphs whose weights are named inputs."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 import torch
+from onnx import helper
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
@@ -19,7 +19,7 @@ from torch.export import Dim
 from nextscale.runtime.manifest import IMAGES, ROWS
 
 OPSET = 20
-# Any two numbers above 1 will do: tracing specialises on 0 and 1, and rows must be a multiple of images.
+# Any number above 1 will do: tracing specialises on 0 and 1.
 EXAMPLE_IMAGES = 3
 
 Shape = tuple[int | str, ...]
@@ -27,7 +27,7 @@ Shape = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Argument:
-    """An input of a component: its name in the graph, its shape with the symbols images and rows, its dtype."""
+    """An input of a piece: its name in the graph, its shape with the symbols images and rows, its dtype."""
 
     name: str
     shape: Shape
@@ -35,9 +35,20 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Component:
-    """A traced piece of graph. ``weights`` are the inputs that are the module's own parameters and buffers."""
+class Piece:
+    """Something to trace: ``module(*arguments)`` and the names of what it returns."""
 
+    label: str
+    module: nn.Module
+    arguments: tuple[Argument, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A traced piece. ``weights`` are the inputs that are the module's own parameters and buffers."""
+
+    label: str
     graph: onnx.GraphProto
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -51,52 +62,109 @@ def without_weights() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def trace(
-    module: nn.Module, mode: FakeTensorMode, arguments: list[Argument], outputs: list[str], guidance_rows: int
-) -> Component:
-    """Traces ``module(*arguments)``; a weight keeps its name in the module's state, derived buffers included."""
+class _Together(nn.Module):
+    """Several pieces in one trace: most of what a trace takes is the same for one piece as for ten."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(piece.module for piece in pieces)
+        self.counts = [len(piece.arguments) for piece in pieces]
+
+    def forward(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        results: list[Tensor] = []
+        for part, count in zip(self.parts, self.counts, strict=True):
+            out = part(*arguments[:count])
+            results += out if isinstance(out, tuple) else (out,)
+            arguments = arguments[count:]
+        return tuple(results)
+
+
+def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> list[Component]:
+    """Traces all pieces at once; a weight keeps its name in its module's state, derived buffers included."""
     images = Dim(IMAGES, min=1, max=4096)
-    together = any(IMAGES in argument.shape for argument in arguments)
-    symbols = {IMAGES: images, ROWS: guidance_rows * images if together else Dim(ROWS, min=1, max=4096)}
+    symbols = {IMAGES: images, ROWS: guidance_rows * images}
     sizes = {IMAGES: EXAMPLE_IMAGES, ROWS: EXAMPLE_IMAGES * guidance_rows}
+    # Every trace has an input of the images symbol, so that rows can be told as a multiple of it.
+    arguments = [Argument("images", (IMAGES,)), *(a for piece in pieces for a in piece.arguments)]
     with mode:
-        examples = tuple(torch.empty([sizes.get(d, d) for d in a.shape], dtype=a.dtype) for a in arguments)  # type: ignore[call-overload]
-    dynamic = tuple({i: symbols[d] for i, d in enumerate(a.shape) if isinstance(d, str)} for a in arguments)
+        examples = tuple(
+            torch.empty([sizes[d] if isinstance(d, str) else d for d in a.shape], dtype=a.dtype) for a in arguments
+        )
+    module = _Together([Piece("", nn.Identity(), (arguments[0],), ("",)), *pieces]).eval()
     with _quiet():
         program = torch.onnx.export(
-            module.eval(),
+            module,
             examples,
             dynamo=True,
             opset_version=OPSET,
             optimize=False,  # constant folding cannot read weights that are not there
-            dynamic_shapes=_as_called(module, dynamic),
-            input_names=[a.name for a in arguments],
-            output_names=outputs,
+            dynamic_shapes=(
+                tuple({i: symbols[d] for i, d in enumerate(a.shape) if isinstance(d, str)} for a in arguments),
+            ),
+            input_names=[f"input_{i}" for i in range(len(arguments))],
             verbose=False,
         )
-    assert program is not None
-    weights = _lift_weights(program.model, module)
-    with _quiet():
+        assert program is not None
+        lifted = _lift_weights(program.model, module)
         program.optimize()
-    graph = ir.to_proto(program.model).graph
-    return Component(graph, tuple(a.name for a in arguments), tuple(outputs), weights)
+    return _apart(ir.to_proto(program.model).graph, pieces, lifted)
 
 
-def _as_called(module: nn.Module, dynamic: tuple[dict[int, object], ...]) -> tuple[object, ...]:
-    """One entry per parameter of ``forward``: what falls to ``*rest`` is one nested entry."""
-    named = [p for p in inspect.signature(module.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
-    return (*dynamic[: len(named)], dynamic[len(named) :]) if len(dynamic) > len(named) else dynamic
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer, under each of its names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
-def _lift_weights(model: ir.Model, module: nn.Module) -> tuple[str, ...]:
-    """Turns the initializers that are the module's tensors into graph inputs."""
-    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    weights = tuple(name for name in model.graph.initializers if name in names)
-    for name in weights:
+def _lift_weights(model: ir.Model, module: nn.Module) -> dict[str, Tensor]:
+    """Turns the initializers that are the modules' tensors into graph inputs; returns them by name."""
+    lifted = {name: tensor for name, tensor in _tensors(module) if name in model.graph.initializers}
+    for name in lifted:
         value = model.graph.initializers.pop(name)
         value.const_value = None
         model.graph.inputs.append(value)
-    return weights
+    return lifted
+
+
+def _apart(graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Tensor]) -> list[Component]:
+    """The pieces' own graphs: what their outputs are made from."""
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    constants = {t.name: t for t in graph.initializer}
+    inputs = iter([v.name for v in graph.input[1:]])
+    outputs = iter([v.name for v in graph.output[1:]])
+    components = []
+    for piece in pieces:
+        given = {next(inputs): argument.name for argument in piece.arguments}
+        made = [next(outputs) for _ in piece.outputs]
+        reached: set[str] = set()
+        todo = list(made)
+        while todo:
+            if (name := todo.pop()) and name not in reached:
+                reached.add(name)
+                todo += graph.node[makers[name]].input if name in makers else ()
+        part = onnx.GraphProto(
+            node=[graph.node[i] for i in sorted({makers[name] for name in reached & makers.keys()})],
+            initializer=[constants[name] for name in sorted(reached & constants.keys())],
+            output=[helper.make_empty_tensor_value_info(name) for name in made],
+        )
+        # Pieces share modules, and the trace has one name for a tensor: what does this piece call it?
+        names = {id(tensor): name for name, tensor in _tensors(piece.module)}
+        weights = {name: names[id(lifted[name])] for name in sorted(reached & lifted.keys())}
+        components.append(_named(piece, part, given, weights))
+    return components
+
+
+def _named(piece: Piece, part: onnx.GraphProto, given: dict[str, str], weights: dict[str, str]) -> Component:
+    """The piece's graph with its arguments, weights and outputs under their own names."""
+    names = given | weights
+    for wanted, output in zip(piece.outputs, part.output, strict=True):
+        names.setdefault(output.name, wanted)
+    for node in part.node:
+        node.input[:] = [names.get(n, n) for n in node.input]
+        node.output[:] = [names.get(n, n) for n in node.output]
+    for output in part.output:
+        output.name = names[output.name]
+    return Component(piece.label, part, tuple(given.values()), piece.outputs, tuple(weights.values()))
 
 
 @contextmanager
@@ -111,5 +179,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
