@@ -152,5 +152,5 @@ def listed(folder: Path) -> dict[str, File]:
 def _sync(folder: Path) -> None:
     """Has the operating system put the files on the disk before they get their name."""
     for path in folder.iterdir():
-        with open(path, "rb+") as file:
+        with path.open("rb+") as file:
             os.fsync(file.fileno())

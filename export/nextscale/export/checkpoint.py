@@ -103,7 +103,7 @@ def _config_beside(path: Path) -> dict[str, Any]:
 
 
 def model_of(state: State, config: dict[str, Any], path: Path) -> Model:
-    """The transformer's sizes from its tensors; only a model without ``scale_mul_1H11`` needs ``config.json`` for heads."""
+    """The transformer's sizes from its tensors; only one without ``scale_mul_1H11`` needs ``config.json`` for heads."""
     needed = ("pos_start", "class_emb.weight", "word_embed.weight", "head.weight", "blocks.0.ffn.fc1.weight")
     if missing := [k for k in needed if k not in state]:
         raise InputError(f"{path} is no VAR transformer: it lacks {', '.join(missing)}; is it the tokenizer's file?")
@@ -139,7 +139,8 @@ def _schedule_of(state: State, config: dict[str, Any], path: Path) -> tuple[Grid
         if sum(h * w for h, w in grids) == total:
             return grids
     raise InputError(
-        f"the schedule of {path} ({total} tokens) is not known: give --schedule, or patch_nums in a config.json beside it"
+        f"the schedule of {path} ({total} tokens) is not known: give --schedule, "
+        "or patch_nums in a config.json beside it"
     )
 
 

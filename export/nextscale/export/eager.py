@@ -18,6 +18,8 @@ from nextscale.plan.errors import InputError
 from nextscale.plan.types import Layer, Plan, Step
 from nextscale.runtime.noise import SAMPLING, SMOOTHING, step_uniforms
 
+OnBlock = Callable[[int, int, Tensor], None]  # step order, layer index, residual stream (R, n, C)
+
 
 @dataclass
 class State:
@@ -102,7 +104,7 @@ class Eager:
         cond: Conditioning,
         state: State,
         draw: Draw,
-        on_block: Callable[[int, int, Tensor], None] | None = None,
+        on_block: OnBlock | None = None,
     ) -> Prediction:
         """One step of the chain; ``state`` is updated."""
         source = cond.sos if state.map is None else state.map

@@ -38,8 +38,8 @@ def read_state(path: Path, part: str) -> State:
         ) from error
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is refused: it holds more than tensors, and unpickling it could run code; save it again as a plain "
-            "state dict or as .safetensors"
+            f"{path} is refused: it holds more than tensors, and unpickling it could run code; "
+            "save it again as a plain state dict or as .safetensors"
         ) from error
     return _flat(loaded, path, part)
 
@@ -84,7 +84,7 @@ def load_strictly(module: nn.Module, state: State, path: Path, ignorable: tuple[
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, as hex."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -90,6 +90,10 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
         examples = tuple(
             torch.empty([sizes[d] if isinstance(d, str) else d for d in a.shape], dtype=a.dtype) for a in arguments
         )
+
+    def dynamic(argument: Argument) -> dict[int, object]:
+        return {i: symbols[d] for i, d in enumerate(argument.shape) if isinstance(d, str)}
+
     module = _Together([Piece("", nn.Identity(), (arguments[0],), ("",)), *pieces]).eval()
     with _quiet():
         program = torch.onnx.export(

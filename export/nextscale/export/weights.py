@@ -30,7 +30,7 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, onnx
     """
     path = folder / WEIGHTS_FILE
     save_file({name: tensors[name] for name in sorted(tensors)}, path)
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     references = {}

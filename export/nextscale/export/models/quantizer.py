@@ -38,20 +38,24 @@ class MultiScaleQuantizer(nn.Module):
 
     def codes(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Tokens (B, n) to their code map (B, Z, h, w)."""
-        return self.embedding(tokens).transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+        codes: Tensor = self.embedding(tokens)
+        return codes.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
     def contribution(self, codes: Tensor, final_grid: Grid, up: str, phi: int | None) -> Tensor:
         """What a scale's code map (B, Z, h, w) adds to the code sum (B, Z, Sh, Sw)."""
-        h = self.resize(codes, final_grid, up)
-        return h if phi is None else self.quant_resi(h, phi)
+        h: Tensor = self.resize(codes, final_grid, up)
+        if phi is not None:
+            h = self.quant_resi(h, phi)
+        return h
 
     def next_input(self, code_sum: Tensor, rule: NextInput) -> Tensor:
         """The next step's tokens (B, n_next, Z), raster order, from the code sum."""
         assert rule.grid is not None  # callers ask only where a step follows
-        return self.resize(code_sum, rule.grid, rule.down).flatten(2).transpose(1, 2)
+        small: Tensor = self.resize(code_sum, rule.grid, rule.down)
+        return small.flatten(2).transpose(1, 2)
 
     def encode(self, features: Tensor, schedule: tuple[Grid, ...]) -> tuple[list[Tensor], Tensor]:
-        """Greedy residual quantisation: tokens of every scale, K x (B, h * w) int64, and the code sum (B, Z, Sh, Sw)."""
+        """Greedy residual quantisation: tokens of all scales, K x (B, h * w) int64, and the code sum (B, Z, Sh, Sw)."""
         rest, total = features, torch.zeros_like(features)
         tokens: list[Tensor] = []
         for scale, grid in enumerate(schedule):

@@ -44,7 +44,7 @@ class Resize(nn.Module):
 
 def resizes_of(plan: Plan) -> set[tuple[str, int, int]]:
     """Every ``(mode, n_in, n_out)`` that a plan's steps use, for codes, next inputs and restore caches."""
-    needed = set()
+    needed: set[tuple[str, int, int]] = set()
 
     def add(mode: str, source: Grid, target: Grid) -> None:
         needed.update((mode, i, o) for i, o in zip(source, target, strict=True))
@@ -53,6 +53,7 @@ def resizes_of(plan: Plan) -> set[tuple[str, int, int]]:
         add(step.next_input.up, step.grid, plan.final_grid)
         if step.next_input.grid:
             add(step.next_input.down, plan.final_grid, step.next_input.grid)
-        for sub in (sub for layer in step.layers for sub in layer.sub_layers if sub.kept is not None and sub.cache):
-            add("area", plan.cache(sub.cache).grid, step.grid)
+        for sub in (sub for layer in step.layers for sub in layer.sub_layers):
+            if sub.kept is not None and sub.cache is not None:
+                add("area", plan.cache(sub.cache).grid, step.grid)
     return needed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,22 @@ def layer_norm(x: Tensor) -> Tensor:
 def unit(x: Tensor) -> Tensor:
     """``x / max(||x||, 1e-12)`` over the head size, in float32: 1e-12 is 0 in float16."""
     x = x.float()
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(NORM_EPS)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.clamp_min(NORM_EPS)
+
+
+class AdaLin(nn.Sequential):
+    """adaLN parameters of a condition: ``Linear(SiLU(cond))`` in ``groups`` of the width (key ``ada_lin.1``)."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        lin = nn.Linear(width, groups * width)
+        super().__init__(nn.SiLU(), lin)
+        self.groups = groups
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """(R, C) to (R, groups, C) float32."""
+        weight, bias = (self.get_parameter(f"1.{name}") for name in ("weight", "bias"))
+        return linear(F.silu(cond).to(weight.dtype), weight, bias).float().reshape(cond.shape[0], self.groups, -1)
 
 
 class SelfAttention(nn.Module):
@@ -58,7 +73,10 @@ class SelfAttention(nn.Module):
     ``fold`` makes the derived tensors that graphs take as weights: ``qkv_bias`` (3C) and ``q_scale`` (1, 1, H, 1).
     """
 
-    RULES = {
+    qkv_bias: Tensor
+    q_scale: Tensor
+
+    RULES: ClassVar = {
         "qkv_bias": "concat(q_bias, 0, v_bias)",
         "q_scale": "exp(min(scale_mul_1H11, ln 100)), heads before head_dim",
     }
@@ -128,15 +146,12 @@ class Block(nn.Module):
         if model.shared_adaln:
             self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, model.width) / model.width**0.5)
         else:
-            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(model.width, 6 * model.width))
+            self.ada_lin = AdaLin(model.width, 6)
 
     def adaln(self, cond: Tensor, shared: Tensor | None) -> Tensor:
-        """gamma1, gamma2, scale1, scale2, shift1, shift2 as (R, 6, C) float32, from ``cond`` (R, C) or the shared ones."""
-        if shared is not None:
-            return shared + self.ada_gss[0].float()
-        lin = self.ada_lin[1]
-        h = linear(F.silu(cond).to(lin.weight.dtype), lin.weight, lin.bias)
-        return h.float().reshape(cond.shape[0], 6, -1)
+        """gamma1, gamma2, scale1, scale2, shift1, shift2: (R, 6, C) float32 of ``cond`` (R, C), or from the shared."""
+        out: Tensor = self.ada_lin(cond) if shared is None else shared + self.ada_gss[0].float()
+        return out
 
     def forward(
         self,
@@ -159,11 +174,13 @@ class Block(nn.Module):
         def attn(tokens: Tensor) -> Tensor:
             y = (layer_norm(tokens) * (1 + scale1) + shift1).to(dtype)
             out, rows["key"], rows["value"] = self.attn(y, past, bias)
-            return (gamma1 * out).to(dtype)
+            update: Tensor = gamma1 * out
+            return update.to(dtype)
 
         def ffn(tokens: Tensor) -> Tensor:
             y = (layer_norm(tokens) * (1 + scale2) + shift2).to(dtype)
-            return (gamma2 * self.ffn(y)).to(dtype)
+            update: Tensor = gamma2 * self.ffn(y)
+            return update.to(dtype)
 
         written: dict[str, Tensor] = {}
         for name, compute in (("attn", attn), ("ffn", ffn)):
@@ -179,17 +196,13 @@ class HeadNorm(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def parameters_of(self, cond: Tensor) -> Tensor:
-        """(R, C) to (R, 2, C) float32."""
-        lin = self.ada_lin[1]
-        h = linear(F.silu(cond).to(lin.weight.dtype), lin.weight, lin.bias)
-        return h.float().reshape(cond.shape[0], 2, -1)
+        self.ada_lin = AdaLin(width, 2)
 
 
 class VAR(nn.Module):
     """The transformer for one schedule. ``model.classes`` is also the null class's index."""
+
+    RULES: ClassVar = {"lvl_pos": "lvl_embed[scale] + pos_1LC[its tokens] (+ pos_start at scale 0)"}
 
     def __init__(self, model: Model, schedule: Sequence[Grid]) -> None:
         super().__init__()
@@ -202,13 +215,11 @@ class VAR(nn.Module):
         self.pos_1LC = nn.Parameter(torch.randn(1, sum(self.lengths), width) * 0.02)
         self.lvl_embed = nn.Embedding(len(self.schedule), width)
         if model.shared_adaln:
-            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+            self.shared_ada_lin = AdaLin(width, 6)
         self.blocks = nn.ModuleList(Block(model) for _ in range(model.depth))
         self.head_nm = HeadNorm(width)
         self.head = nn.Linear(width, model.vocabulary)
         self.resize = Resize()
-
-    RULES = {"lvl_pos": "lvl_embed[scale] + pos_1LC[its tokens] (+ pos_start at scale 0)"}
 
     def level_position(self, scale: int) -> Tensor:
         """Level plus absolute position embedding of a scale's tokens, (n, C); scale 0 has the start position too."""
@@ -224,26 +235,24 @@ class VAR(nn.Module):
         with torch.no_grad():
             for scale in range(len(self.schedule)):
                 self.register_buffer(f"lvl_pos_{scale:02d}", self.level_position(scale).detach(), persistent=False)
-            for block in self.blocks:
-                block.attn.fold()
+            for module in self.modules():
+                if isinstance(module, SelfAttention):
+                    module.fold()
         return self
 
     def begin(self, labels: Tensor, guidance_rows: int) -> Conditioning:
-        """Labels (B,) to the conditioning of all rows: the labels, then the null class for each further guidance row."""
+        """Labels (B,) to the conditioning of all rows: the labels, then the null class in each further guidance row."""
         null = torch.full_like(labels, self.model.classes)
         cond = self.class_emb(torch.cat([labels] + [null] * (guidance_rows - 1))).float()  # (R, C)
-        shared = None
-        if self.model.shared_adaln:
-            lin = self.shared_ada_lin[1]
-            h = linear(F.silu(cond).to(lin.weight.dtype), lin.weight, lin.bias)
-            shared = h.float().reshape(cond.shape[0], 6, -1)
-        return Conditioning(cond, [b.adaln(cond, shared) for b in self.blocks], self.head_nm.parameters_of(cond))
+        shared = self.shared_ada_lin(cond) if self.model.shared_adaln else None
+        adaln = [block.adaln(cond, shared) for block in self.blocks if isinstance(block, Block)]
+        return Conditioning(cond, adaln, self.head_nm.ada_lin(cond))
 
     def embed(self, scale: int, source: Tensor, guidance_rows: int) -> Tensor:
         """The residual stream (R, n, C): from the start token (R, C) at scale 0, else from the input map (B, n, Z)."""
         if scale == 0:
             return source.unsqueeze(1) + self.level_position(0).float()
-        x = self.word_embed(source) + self.level_position(scale)
+        x: Tensor = self.word_embed(source) + self.level_position(scale)
         return x.float().repeat(guidance_rows, 1, 1)
 
     def logits(self, x: Tensor, head: Tensor) -> Tensor:

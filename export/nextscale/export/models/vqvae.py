@@ -57,7 +57,7 @@ class AttnBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; ``attn`` is empty but at the lowest one."""
+    """The blocks of one resolution, and the way to the next; ``attn`` is empty but at the lowest one."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool) -> None:
         super().__init__()
@@ -129,8 +129,8 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-            if hasattr(level, "downsample"):
-                x = level.downsample(x)
+            if "downsample" in level._modules:
+                x = level.get_submodule("downsample")(x)
         for block in self.mid.values():
             x = block(x)
         out: Tensor = self.conv_out(F.silu(normed(self.norm_out, x, self.conv_out.weight)))
@@ -161,14 +161,14 @@ class Decoder(nn.Module):
             x = block(x)
         for level in reversed(self.up):
             x = level(x)
-            if hasattr(level, "upsample"):
-                x = level.upsample(x)
+            if "upsample" in level._modules:
+                x = level.get_submodule("upsample")(x)
         out: Tensor = self.conv_out(F.silu(normed(self.norm_out, x, self.conv_out.weight)))
         return out
 
 
 class VQVAE(nn.Module):
-    """The whole tokenizer. ``scales`` is K of the schedule it is used with; ``encoder_blocks`` per level (published 2)."""
+    """The whole tokenizer. ``scales`` is K of its schedule; ``encoder_blocks`` are those of a level (published: 2)."""
 
     def __init__(self, tokenizer: Tokenizer, scales: int, encoder_blocks: int = 2, encoder: bool = True) -> None:
         super().__init__()
@@ -192,4 +192,5 @@ class VQVAE(nn.Module):
     def decode(self, code_sum: Tensor) -> Tensor:
         """Code sum (B, Z, h, w) float32 to pictures (B, 3, H, W) float32 in [0, 1], RGB."""
         x = self.post_quant_conv(code_sum.to(self.post_quant_conv.weight.dtype))
-        return (self.decoder(x).float().clamp(-1, 1) + 1) / 2
+        pixels: Tensor = self.decoder(x)
+        return (pixels.float().clamp(-1, 1) + 1) / 2
