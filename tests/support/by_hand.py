@@ -51,7 +51,15 @@ def run_by_hand(
 
 
 def _given(
-    t: Any, shape: list[int], plan: Any, step: Any, labels: list[int], scale: float, top_p: float, temp: float, tokens: Any
+    t: Any,
+    shape: list[int],
+    plan: Any,
+    step: Any,
+    labels: list[int],
+    scale: float,
+    top_p: float,
+    temp: float,
+    tokens: Any,
 ) -> np.ndarray[Any, Any]:
     if t["source"] == "labels":
         return np.array(labels, np.int32)

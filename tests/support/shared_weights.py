@@ -33,7 +33,8 @@ def main(folder: Path) -> None:
         infos = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [rows, WIDTH]) for n in ("x.in", "x.out")]
         proto = helper.make_graph(net.nodes, "g", infos[:1], infos[1:], net.initializers)
         onnx.save(
-            helper.make_model(proto, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / f"{rows}.onnx"
+            helper.make_model(proto, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+            folder / f"{rows}.onnx",
         )
         ends = [Tensor(n, "float32", (rows, WIDTH), "x", 0, "replace") for n in ("x.in", "x.out")]
         graphs.append(Graph(str(rows), f"{rows}.onnx", None, (ends[0],), (ends[1],)))

@@ -55,17 +55,32 @@ class Chain:
         return np.ascontiguousarray(image.transpose(0, 2, 3, 1)), seconds
 
 
+@dataclasses.dataclass
+class Lease:
+    """A slot for the length of a call. ``done`` steps of the current pass, ``serial`` of all; both under its lock."""
+
+    slot: Slot
+    done: int = 0
+    serial: int = 0
+    open: bool = True
+
+    def end(self) -> None:
+        """From here on results of the call no longer read the slot."""
+        with self.slot.lock:
+            self.open = False
+
+
 class Pass:
     """One pass: the pictures of ``request`` in a batch of ``images``, filled up with copies of its last picture.
 
     ``first`` numbers its first picture within the call. ``check`` is called before every graph and raises to stop the
-    pass. ``late`` decodes code sums once the pass has given its slot back.
+    pass. ``late`` decodes code sums once the call has given its slot back.
     """
 
     def __init__(
         self,
         chain: Chain,
-        slot: Slot,
+        lease: Lease,
         request: Request,
         images: int,
         first: int,
@@ -74,19 +89,20 @@ class Pass:
     ) -> None:
         self.count, self.first, self.images = len(request), first, images
         self.timings: list[Timing] = []
-        self._chain, self._slot, self._check, self._late = chain, slot, check, late
+        self._chain, self._lease, self._slot, self._check, self._late = chain, lease, lease.slot, check, late
         self._request = request.part([*range(self.count), *[self.count - 1] * (images - self.count)])
-        self._open, self._done = True, 0
 
     def run(self, started: float) -> Iterator[StepResult]:
         """Every step's result; ``started`` is the call's own ``perf_counter``."""
-        self._run(self._chain.manifest.graph("begin"), None)
+        with self._slot.lock:
+            self._lease.done = 0
+            self._run(self._chain.manifest.graph("begin"), None)
         for step, graph in zip(self._chain.manifest.plan.steps, self._chain.manifest.steps, strict=True):
             with self._slot.lock:
                 timing = self._run(graph, step)
                 out = {t.name: self._slot.pull(t, self.images) for t in graph.outputs if t.name in _RESULTS}
                 check_finite(graph.name, {name: out[name] for name in ("logits.out", "state.code_sum.out")})
-                self._done += 1
+                self._lease.done, self._lease.serial = self._lease.done + 1, self._lease.serial + 1
             log.debug("%s of %d pictures: %.1f ms", graph.name, self.images, timing.seconds * 1e3)
             yield StepResult(
                 index=step.order,
@@ -100,25 +116,23 @@ class Pass:
                 timing=timing,
                 last=step is self._chain.manifest.plan.steps[-1],
                 _decode=self.decode,
-                _logits=self._logits_of(self._done, out["logits.out"]),
+                _logits=self._logits_of(self._lease.serial, out["logits.out"]),
             )
 
     def decode(self, code_sum: Floats) -> Floats:
-        """Pictures (count, height, width, 3) of code sums of this pass, on its slot for as long as it has one."""
+        """Pictures (count, height, width, 3) of this pass's code sums, on the call's slot for as long as it has one."""
         with self._slot.lock:
-            if not self._open:
-                return self._late(code_sum)
-            self._check()
-            filled = np.concatenate([code_sum, np.repeat(code_sum[-1:], self.images - self.count, axis=0)])
-            # Step k (k steps done before it) reads buffer k % 2, which the next step then overwrites: it is free now.
-            pictures, seconds = self._chain.decode(self._slot, filled, turn=self._done + 1)
-            self.timings.append(Timing("decode", self.first, self.count, 0.0, seconds))
-            return pictures[: self.count]
+            if self._lease.open:
+                return self._decode(code_sum)
+        return self._late(code_sum)
 
-    def close(self) -> None:
-        """Forget the slot: results of this pass no longer read it."""
-        with self._slot.lock:
-            self._open = False
+    def _decode(self, code_sum: Floats) -> Floats:
+        self._check()
+        filled = np.concatenate([code_sum, np.repeat(code_sum[-1:], self.images - self.count, axis=0)])
+        # The next step reads buffer done % 2 and writes the other, which is free until then.
+        pictures, seconds = self._chain.decode(self._slot, filled, turn=self._lease.done + 1)
+        self.timings.append(Timing("decode", self.first, self.count, 0.0, seconds))
+        return pictures[: self.count]
 
     def _run(self, graph: Graph, step: Step | None) -> Timing:
         self._check()
@@ -148,10 +162,10 @@ class Pass:
             settings: dict[str, Any] = {"top_p": request.top_p, "temperature": request.temperature}
             view[...] = settings[kind]
 
-    def _logits_of(self, done: int, logits: NDArray[Any]) -> Callable[[], Floats]:
+    def _logits_of(self, serial: int, logits: NDArray[Any]) -> Callable[[], Floats]:
         def read() -> Floats:
             with self._slot.lock:
-                if not self._open or self._done != done:
+                if not self._lease.open or self._lease.serial != serial:
                     raise InputError("logits are gone with the next step: read them before asking for it")
                 return logits[: self.count].copy()
 

@@ -206,7 +206,7 @@ def loads(text: str | bytes) -> Manifest:
 
 def check_file_name(name: str, path: str) -> None:
     """Refuse any name that is not one plain file beside the manifest."""
-    if not _PLAIN_NAME.fullmatch(name) or ".." in name:
+    if not _PLAIN_NAME.fullmatch(name):
         raise ManifestError(
             f"{path}: {name!r} is not a plain file name; a bundle names only files in its own folder "
             "(letters, digits, '.', '_' and '-')"

@@ -18,7 +18,7 @@ from nextscale.runtime._version import __version__
 from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.buffers import Slot
 from nextscale.runtime.bundle import Bundle, open_bundle
-from nextscale.runtime.chain import Chain, Pass
+from nextscale.runtime.chain import Chain, Lease, Pass
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.memory import MemoryReport
 from nextscale.runtime.request import Label, Request, Setting, make_request, passes
@@ -212,13 +212,13 @@ class Pipeline:
             control.check()
 
         with self._slots.take(control) as slot:
-            for pictures, images in passes(len(request), self.batch_sizes):
-                part = request.part(pictures)
-                one = Pass(self._chain, slot, part, images, pictures.start, check, self._decode_late)
-                try:
-                    yield one
-                finally:
-                    one.close()
+            lease = Lease(slot)
+            try:
+                for pictures, images in passes(len(request), self.batch_sizes):
+                    part = request.part(pictures)
+                    yield Pass(self._chain, lease, part, images, pictures.start, check, self._decode_late)
+            finally:
+                lease.end()
 
     def _decode_late(self, code_sum: NDArray[np.float32]) -> NDArray[np.float32]:
         """Pictures of code sums whose pass is over, on any free slot."""
