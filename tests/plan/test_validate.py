@@ -176,3 +176,18 @@ def test_the_first_three_of_many_are_told() -> None:
     steps: list[Step] = [replace(step, kind="jump") for step in pruned().steps]
     with pytest.raises(PlanError, match=r"step 0: .*; step 1: .*; step 2: .* \(and 1 more\)"):
         validate(replace(pruned(), steps=tuple(steps)))
+
+
+def test_what_is_replaced_before_anybody_reads_it_is_unread() -> None:
+    """Layer 1 forgets step 0: step 1 reads nothing and replaces the tape, so step 0 wrote for nobody."""
+    uses = {
+        1: ((), (TapeWrite("var.01", 0, 4, "replace"),)),
+        2: ((Segment("var.01", 0, 4),), (TapeWrite("var.01", 4, 9),)),
+        3: ((Segment("var.01", 0, 13),), ()),
+    }
+    steps = list(pruned().steps)
+    for order, (past, writes) in uses.items():
+        layers = list(steps[order].layers)
+        layers[1] = replace(layers[1], past=past, writes=writes)
+        steps[order] = replace(steps[order], layers=tuple(layers))
+    assert find_problems(replace(pruned(), steps=tuple(steps))) == ["step 0 writes 'var.01', which nothing reads"]
