@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 from filelock import FileLock, Timeout
@@ -22,19 +23,22 @@ from nextscale.export.eager import Eager
 from nextscale.export.graphs import DTYPES, GraphBuilder, Traced
 from nextscale.export.names import tensors_of
 from nextscale.export.state_dict import file_digest
-from nextscale.export.verify import verify
+from nextscale.export.verify import TOLERANCES as VERIFIED_HERE
+from nextscale.export.verify import same_but_for_casts, verify
 from nextscale.export.weights import weight_table, write_weights
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.plan.types import Plan
-from nextscale.runtime.manifest import FILE_NAME, File, Manifest, Recipe, dumps
+from nextscale.runtime.manifest import FILE_NAME, File, Manifest, Recipe, Verified, Weight, dumps
 from nextscale.runtime.signatures import derive_graphs
 
-Progress = Callable[[str, int, int, str], None]
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
+
+VERSIONED = ("nextscale", "torch", "onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What an export is, but for its weights. ``progress(stage, done, total, what)`` is called as it goes."""
+    """What an export is, but for its weights; ``precision`` is fp32, fp16 or bf16."""
 
     plan: Plan
     recipe: Recipe
@@ -46,37 +50,75 @@ def export_bundle(
 ) -> Path:
     """Exports, verifies and publishes ``out``. Until the rename nothing stands at that path.
 
+    ``traced`` may be one dict for several exports of a process: pieces that they share are traced once.
     Raises :class:`InputError` when ``out`` exists or another export is writing it,
     :class:`~nextscale.plan.errors.ParityError` when a graph does not compute what the eager model computes, and
     :class:`EnvironmentProblem` when the disk is full.
     """
+    traced = {} if traced is None else traced
     with publishing(out) as folder:
-        builder = GraphBuilder(options.plan, options.precision, traced)
-        composers = builder.build(lambda done, total, what: progress("trace", done, total, what))
-        eager = prepared(checkpoint, options.plan, options.precision)
-        names = set().union(*(c.weights for c in composers))
-        tensors = tensors_of(names, eager.var, eager.vae)
-        room(folder, sum(t.nbytes for t in tensors.values()))
-        progress("write", 0, 1, "weights")
-        references = write_weights(tensors, folder)
-        for composer in composers:
-            onnx.save_model(composer.model(references), folder / composer.signature.file)
-        verified = verify(folder, eager, options.precision, lambda d, t, what: progress("verify", d, t, what))
-        manifest = Manifest(
-            name=out.name,
-            recipe=options.recipe,
-            precision=options.precision,
-            plan=options.plan,
-            graphs=derive_graphs(options.plan, options.precision),
-            files=listed(folder),
-            weights=weight_table(tensors),
-            versions={p: version(p) for p in ("nextscale", "torch", "onnx", "onnxscript", "onnxruntime")},
-            source=checkpoint.source,
-            verified=verified,
-            classes=checkpoint.class_names or None,
-        )
-        (folder / FILE_NAME).write_text(dumps(manifest), encoding="utf-8")
+        if options.precision in VERIFIED_HERE:
+            written = write_graphs(checkpoint, options.plan, options.precision, folder, progress, traced)
+            verified = verify(folder, written.eager, options.precision, _stage(progress, "verify"))
+        else:
+            with TemporaryDirectory(dir=out.parent, prefix=f"{folder.name}-") as name:
+                twin = Path(name)
+                eager = write_graphs(checkpoint, options.plan, "fp32", twin, progress, traced).eager
+                how = f"float32 twin on onnxruntime CPU, {options.precision} by its pattern of casts"
+                verified = verify(twin, eager, "fp32", _stage(progress, "verify"), how)
+                written = write_graphs(checkpoint, options.plan, options.precision, folder, progress, traced)
+                same_but_for_casts(folder, twin)
+        write_manifest(folder, out.name, checkpoint, options, written.weights, verified)
     return out
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is in a folder: the eager model in the precision of the graphs, and the account of the weights."""
+
+    eager: Eager
+    weights: dict[str, Weight]
+
+
+def write_graphs(
+    checkpoint: Checkpoint, plan: Plan, precision: str, folder: Path, progress: Progress, traced: Traced
+) -> Written:
+    """Traces what is not traced yet, then writes the weights and every graph into ``folder``."""
+    composers = GraphBuilder(plan, precision, traced).build(_stage(progress, "trace"))
+    eager = prepared(checkpoint, plan, precision)
+    names: set[str] = set().union(*(c.weights for c in composers))
+    tensors = tensors_of(names, eager.var, eager.vae)
+    room(folder, sum(t.nbytes for t in tensors.values()))
+    progress("write", 0, 1, "weights")
+    references = write_weights(tensors, folder)
+    for composer in composers:
+        onnx.save_model(composer.model(references), folder / composer.signature.file)
+    return Written(eager, weight_table(tensors))
+
+
+def write_manifest(
+    folder: Path,
+    name: str,
+    checkpoint: Checkpoint,
+    options: Options,
+    weights: dict[str, Weight],
+    verified: tuple[Verified, ...],
+) -> None:
+    """The manifest of a folder whose other files are complete."""
+    manifest = Manifest(
+        name=name,
+        recipe=options.recipe,
+        precision=options.precision,
+        plan=options.plan,
+        graphs=derive_graphs(options.plan, options.precision),
+        files=listed(folder),
+        weights=weights,
+        versions={package: version(package) for package in VERSIONED},
+        source=checkpoint.source,
+        verified=verified,
+        classes=checkpoint.class_names or None,
+    )
+    (folder / FILE_NAME).write_text(dumps(manifest), encoding="utf-8")
 
 
 def prepared(checkpoint: Checkpoint, plan: Plan, precision: str) -> Eager:
@@ -84,6 +126,10 @@ def prepared(checkpoint: Checkpoint, plan: Plan, precision: str) -> Eager:
     checkpoint.var.fold()
     compute_in(checkpoint.var, checkpoint.vae, DTYPES[precision])
     return Eager(plan, checkpoint.var, checkpoint.vae)
+
+
+def _stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
+    return lambda done, total, what: progress(stage, done, total, what)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -30,9 +31,7 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, onnx
     """
     path = folder / WEIGHTS_FILE
     save_file({name: tensors[name] for name in sorted(tensors)}, path)
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    length, header = header_of(path)
     references = {}
     for name, tensor in tensors.items():
         start, end = header[name]["data_offsets"]
@@ -46,6 +45,14 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, onnx
             reference.external_data.add(key=key, value=str(value))
         references[name] = reference
     return references
+
+
+def header_of(path: Path) -> tuple[int, dict[str, Any]]:
+    """Length in bytes and content of a safetensors file's header: dtype, shape and offsets of every tensor."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return length, header
 
 
 def weight_table(tensors: Mapping[str, Tensor]) -> dict[str, Weight]:

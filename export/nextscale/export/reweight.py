@@ -1,0 +1,52 @@
+"""The bundle of a fine-tune: new weights and derived tensors behind the same graphs; nothing is traced."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from nextscale.export.bundle import VERIFIED_HERE, Options, Progress, prepared, publishing, room, write_manifest
+from nextscale.export.checkpoint import load_checkpoint
+from nextscale.export.names import tensors_of
+from nextscale.export.verify import verify
+from nextscale.export.weights import header_of, weight_table, write_weights
+from nextscale.plan.errors import InputError
+from nextscale.runtime.bundle import open_bundle
+from nextscale.runtime.manifest import WEIGHTS_FILE
+
+
+def reweight(bundle: Path, model: Path, vae: Path, out: Path, progress: Progress) -> Path:
+    """Publishes ``out``: the graphs of ``bundle`` with the weights of two checkpoint files.
+
+    The checkpoints must be of the bundle's architecture: equal sizes and schedule give an equal layout of the weights
+    file, which is what the graphs refer to. Every graph is verified again, as after an export. Raises
+    :class:`InputError` where the architectures differ.
+    """
+    old = open_bundle(bundle).manifest
+    plan = old.plan
+    checkpoint = load_checkpoint(model, vae, schedule=plan.schedule)
+    for what, new, was in (
+        ("transformer", checkpoint.model, plan.model()),
+        ("tokenizer", checkpoint.tokenizer, plan.tokenizer),
+    ):
+        if new != was:
+            raise InputError(
+                f"the {what} of {model.name} and {vae.name} is {new}, the bundle was exported for {was}: "
+                "export the fine-tune by itself"
+            )
+    with publishing(out) as folder:
+        eager = prepared(checkpoint, plan, old.precision)
+        tensors = tensors_of(old.weights, eager.var, eager.vae)
+        room(folder, sum(t.nbytes for t in tensors.values()))
+        progress("write", 0, 1, "weights")
+        write_weights(tensors, folder)
+        if header_of(folder / WEIGHTS_FILE) != header_of(bundle / WEIGHTS_FILE):
+            raise InputError(f"{bundle} was written with another layout of its weights: export the fine-tune by itself")
+        for graph in old.graphs:
+            shutil.copyfile(bundle / graph.file, folder / graph.file)
+        verified = old.verified
+        if old.precision in VERIFIED_HERE:
+            verified = verify(folder, eager, old.precision, lambda d, t, what: progress("verify", d, t, what))
+        options = Options(plan, old.recipe, old.precision)
+        write_manifest(folder, out.name, checkpoint, options, weight_table(tensors), verified)
+    return out
