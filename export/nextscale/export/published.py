@@ -1,4 +1,4 @@
-"""How upstream names the files of a checkpoint: ``var_d16.pth`` and ``vae_ch160v4096z32.pth`` (the sheet's section 1.4)."""
+"""How upstream names a checkpoint's files: ``var_d16.pth``, ``vae_ch160v4096z32.pth`` (the sheet's section 1.4)."""
 
 from __future__ import annotations
 
