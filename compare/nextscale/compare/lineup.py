@@ -1,0 +1,83 @@
+"""Which sides a comparison has: eager in full, eager as each bundle plans it, and each bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nextscale.compare.sides import Spec, same_numbers
+from nextscale.export.verify import TOLERANCES
+from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.errors import InputError
+from nextscale.plan.types import Plan
+from nextscale.runtime.bundle import open_bundle
+from nextscale.runtime.manifest import Manifest
+
+FULL = "eager full"
+
+
+def make_specs(bundles: Sequence[Path]) -> tuple[list[Spec], list[Manifest]]:
+    """Every side, ``eager full`` first, then the other eager ones, then the bundles; and the bundles' manifests.
+
+    Bundles that run the same plan in the same precision share a reference. Raises
+    :class:`~nextscale.plan.errors.InputError` for bundles that cannot be compared with each other.
+    """
+    if not bundles:
+        raise InputError("no bundle to compare: name one or more folders under engines/")
+    manifests = [open_bundle(path, verify="size").manifest for path in bundles]
+    names = [path.resolve().name for path in bundles]
+    if len(set(names)) != len(names):
+        raise InputError(f"two bundles have the same folder name: {', '.join(names)}; each needs its own")
+    full = without_methods(manifests[0].plan)
+    eager = [Spec(FULL, full, manifests[0].precision)]
+    exported = []
+    for path, name, manifest in zip(bundles, names, manifests, strict=True):
+        _check(name, manifest, names[0], full)
+        reference = next((s for s in eager if _runs(s, manifest)), None)
+        if reference is None:
+            reference = Spec(f"eager as {name}", manifest.plan, manifest.precision)
+            eager.append(reference)
+        exported.append(Spec(name, manifest.plan, manifest.precision, path, reference.name))
+    return [*eager, *exported], manifests
+
+
+def without_methods(plan: Plan) -> Plan:
+    """The full chain of a plan's model: every scale, every layer, every token, drawn in the same way."""
+    sampling = next((step.sampling for step in plan.steps if step.sampling), None)
+    if len(plan.models) != 1 or sampling is None:
+        raise InputError(f"{plan.name}: only plans of one model that sample tokens can be compared yet")
+    ((weight_set, model),) = plan.models
+    return next_scale_plan(
+        "full", model, plan.tokenizer, plan.schedule, sampling, weight_set, plan.guidance, plan.defaults
+    )
+
+
+def computed_share(plan: Plan) -> float:
+    """Tokens that the sub-layers compute, as a share of those of the full chain."""
+    done, full = (
+        sum(
+            step.tokens_in if sub.kept is None else sub.kept
+            for step in p.steps
+            for layer in step.layers
+            for sub in layer.sub_layers
+        )
+        for p in (plan, without_methods(plan))
+    )
+    return done / full
+
+
+def _runs(spec: Spec, manifest: Manifest) -> bool:
+    return spec.precision == manifest.precision and same_numbers(spec.plan, manifest.plan)
+
+
+def _check(name: str, manifest: Manifest, first: str, full: Plan) -> None:
+    if manifest.precision not in TOLERANCES:
+        raise InputError(
+            f"{name} is {manifest.precision}, for which no tolerance is known: compare bundles in "
+            f"{' or '.join(TOLERANCES)}"
+        )
+    if not same_numbers(without_methods(manifest.plan), full):
+        raise InputError(
+            f"{name} and {first} are not of one model: their sizes, schedule, guidance or top-k differ; "
+            "compare bundles of one checkpoint"
+        )

@@ -1,0 +1,125 @@
+"""How far a bundle's numbers are from eager PyTorch's, step by step, where both see the same tokens.
+
+The reference samples a picture; the bundle is then given those tokens, so that one flipped token cannot hide or excuse
+what follows. Beside it stands how often both pick the same tokens: from their own logits in that same context, and
+when each samples on its own from the same noise, where every flip changes all later steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nextscale.compare.sides import Ask, Run
+from nextscale.export.models.sampling import sample
+from nextscale.export.models.step import Draw, shaped
+from nextscale.plan.types import Plan, Step
+from nextscale.runtime.noise import SAMPLING, step_uniforms
+
+
+@dataclass(frozen=True)
+class PictureStep:
+    """One picture at one step. ``absolute`` is the largest error of its logits, ``spread`` the reference's std.
+
+    ``equal_forced`` and ``equal_free`` are shares of equal tokens in [0, 1].
+    """
+
+    absolute: float
+    spread: float
+    equal_forced: float
+    equal_free: float
+
+    @property
+    def error(self) -> float:
+        """What is judged: in units of max(1, std), as in an export's own check."""
+        return self.absolute / max(1.0, self.spread)
+
+
+@dataclass(frozen=True)
+class PictureParity:
+    """One picture: every step, and the largest error of its pixels in [0, 1].
+
+    ``eager_moves`` says how far the reference's own logits move (in the same unit as ``error``) when its residual
+    stream is disturbed by rounding; None where that was not looked at, as nothing is wrong with the picture.
+    """
+
+    steps: tuple[PictureStep, ...]
+    pixels: float
+    eager_moves: float | None = None
+
+    @property
+    def error(self) -> float:
+        """The worst of all steps and the pixels; not a number counts as infinite."""
+        errors = [*(step.error for step in self.steps), self.pixels]
+        return max(e if e == e else np.inf for e in errors)
+
+
+def picture_parities(plan: Plan, ask: Ask, reference: Run, free: Run, forced: Run) -> list[PictureParity]:
+    """Every picture of a run; ``reference`` and ``free`` sampled their own tokens, ``forced`` had the reference's."""
+    by_step = [
+        _step(step, ask, reference.logits[i], forced.logits[i], reference.tokens[i], free.tokens[i])
+        for i, step in enumerate(plan.steps)
+    ]
+    pixels = _largest(forced.pictures - reference.pictures)
+    return [
+        PictureParity(tuple(steps[image] for steps in by_step), float(pixels[image]))
+        for image in range(len(ask.labels))
+    ]
+
+
+def _step(
+    step: Step,
+    ask: Ask,
+    wanted: NDArray[np.float32],
+    got: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    free: NDArray[np.int32],
+) -> list[PictureStep]:
+    absolute, drawn = _largest(got - wanted), drawn_tokens(step, ask, got)
+    return [
+        PictureStep(
+            absolute=float(absolute[image]),
+            spread=float(wanted[image].std()),
+            equal_forced=float((drawn[image] == tokens[image]).mean()),
+            equal_free=float((free[image] == tokens[image]).mean()),
+        )
+        for image in range(len(wanted))
+    ]
+
+
+def drawn_tokens(step: Step, ask: Ask, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    """What a step draws from guided logits (B, n, V) with the noise of ``ask``: (B, n) int32."""
+    images, n, vocabulary = logits.shape
+    if step.sampling is None:
+        return np.full((images, n), -1, np.int32)
+    noise = torch.from_numpy(step_uniforms(ask.seed, range(images), step.order, SAMPLING, (n, vocabulary)))
+    draw = Draw(
+        guidance=torch.ones(images, 1),  # it is done
+        temperature=torch.full((images,), ask.temperature),
+        top_p=torch.full((images,), ask.top_p),
+        noise=noise,
+        tokens=torch.full((images, n), -1, dtype=torch.int32),
+    )
+    with torch.inference_mode():
+        tokens: NDArray[np.int32] = sample(
+            shaped(torch.from_numpy(logits), step.sampling, draw)[1], noise, draw.tokens
+        ).numpy()
+    return tokens
+
+
+def moved(before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """How far logits are apart, by picture: the worst step's largest difference over max(1, std)."""
+    worst = np.zeros(len(before[0]))
+    for a, b in zip(before, after, strict=True):
+        worst = np.maximum(worst, _largest(b - a) / np.maximum(1.0, a.reshape(len(a), -1).std(axis=1)))
+    return worst
+
+
+def _largest(difference: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The largest absolute value of each picture; NaN stays NaN."""
+    largest: NDArray[np.float64] = np.abs(difference).reshape(len(difference), -1).max(axis=1).astype(np.float64)
+    return largest

@@ -1,0 +1,133 @@
+"""The report: one page that needs no other file, its numbers as JSON, and every picture as a PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from nextscale.compare.collect import Measured
+from nextscale.compare.folder import replaced
+from nextscale.compare.judge import Verdict
+from nextscale.compare.latency import times
+from nextscale.compare.page import page
+from nextscale.compare.summary import side_summaries, step_summaries
+
+SCHEMA_VERSION = 1
+HTML, JSON = "report.html", "report.json"
+
+
+def write_report(folder: Path, measured: Measured, verdicts: Sequence[Verdict]) -> Path:
+    """Writes ``folder`` and returns the page's path.
+
+    A folder that holds another report is replaced, file by file as its ``report.json`` lists them; any other folder
+    that is not empty is refused with an :class:`~nextscale.plan.errors.InputError`.
+    """
+    pictures = dict(_pictures(measured))
+    embedded = {name: _data_uri(content) for name, content in pictures.items()}
+    contents = {
+        JSON: json.dumps(numbers(measured, verdicts, [HTML, *pictures]), indent=1, allow_nan=False).encode(),
+        HTML: page(measured, verdicts, lambda side, i: embedded[picture_name(measured, side, i)]).encode(),
+        **pictures,
+    }
+    with replaced(folder, JSON) as place:
+        for name, content in contents.items():
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_bytes(content)
+    return folder / HTML
+
+
+def numbers(measured: Measured, verdicts: Sequence[Verdict], files: Sequence[str]) -> dict[str, Any]:
+    """Everything that was collected and judged, as plain data; times in seconds, memory in bytes."""
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "files": list(files),
+        "held": all(verdict.held for verdict in verdicts),
+        "verdicts": verdicts,
+        "options": measured.options,
+        "threads": measured.threads,
+        "guidance_scale": measured.asked.guidance_scale,
+        "top_p": measured.asked.top_p,
+        "temperature": measured.asked.temperature,
+        "labels": [measured.label(i) for i in range(measured.options.pictures)],
+        "machine": measured.machine,
+        "notes": measured.notes,
+        "summary": side_summaries(measured),
+        "sides": [
+            {
+                "name": name,
+                "bundle": record.spec.bundle is not None,
+                "precision": record.spec.precision,
+                "reference": record.spec.reference,
+                "methods": record.spec.plan.methods,
+                "versions": record.versions,
+                "memory": record.memory,
+                "seconds": {graph: times(values) for graph, values in record.seconds.items()},
+                "runs": {"all": record.totals, **record.seconds},
+                "likeness": record.likeness,
+            }
+            for name, record in measured.records.items()
+        ],
+        "parity": {
+            bundle: {"steps": step_summaries(measured, bundle), "pictures": pictures}
+            for bundle, pictures in measured.parities.items()
+        },
+    }
+    plain: dict[str, Any] = _plain(data)
+    return plain
+
+
+def picture_name(measured: Measured, side: str, picture: int) -> str:
+    """The PNG of a side's picture, within the folder."""
+    label, name = (re.sub(r"[^A-Za-z0-9._]+", "-", text) for text in (measured.label(picture), side))
+    return f"pictures/{picture:03d}-{label}-{name}.png"
+
+
+def _pictures(measured: Measured) -> Iterator[tuple[str, bytes]]:
+    batch, settings = measured.options.batch, measured.asked
+    for side, record in measured.records.items():
+        for i, pixels in enumerate(record.pictures):
+            info = PngInfo()
+            for key, value in {
+                "Software": f"nextscale {measured.machine.versions.get('nextscale', '')}",
+                "nextscale.side": side,
+                "nextscale.label": str(settings.labels[i]),
+                "nextscale.seed": str(settings.seed + i // batch),
+                "nextscale.image": str(i % batch),
+            }.items():
+                info.add_itxt(key, value)
+            yield picture_name(measured, side, i), _png(pixels, info)
+
+
+def _png(pixels: NDArray[np.uint8], info: PngInfo) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG", pnginfo=info)
+    return content.getvalue()
+
+
+def _data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has: infinities and NaN become null, paths are left out."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
