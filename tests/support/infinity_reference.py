@@ -39,7 +39,7 @@ class Recorded:
 
     @property
     def tolerance(self) -> float:
-        return TOLERANCE * max(1.0, *self.info["checks"]["logit_std"].values())
+        return TOLERANCE * max(1.0, *map(float, self.info["checks"]["logit_std"].values()))
 
 
 def load(name: str) -> Recorded:
@@ -170,7 +170,8 @@ class Infinity:
 
         def sa(tokens: Tensor) -> Tensor:
             y = layer_norm(tokens) * (1 + scale1) + shift1
-            return gamma1 * self.self_attention(y, f"{name}.sa", index, angles[None] if at is None else angles[at])
+            out = self.self_attention(y, f"{name}.sa", index, angles[None] if at is None else angles[at])
+            return torch.mul(gamma1, out)
 
         def ca(tokens: Tensor) -> Tensor:
             affine = self.weight(f"{name}.ca_norm.weight"), self.weight(f"{name}.ca_norm.bias")
@@ -181,7 +182,7 @@ class Infinity:
         def ffn(tokens: Tensor) -> Tensor:
             y = layer_norm(tokens) * (1 + scale2) + shift2
             hidden = F.gelu(self.linear(y, f"{name}.ffn.fc1"), approximate="tanh")
-            return gamma2 * self.linear(hidden, f"{name}.ffn.fc2")
+            return torch.mul(gamma2, self.linear(hidden, f"{name}.ffn.fc2"))
 
         for sub_name, compute in (("sa", sa), ("ca", ca), ("ffn", ffn)):
             sub = layer.sub_layer(sub_name)
