@@ -1,0 +1,113 @@
+"""``nextscale draw``: a checkpoint with drawn weights, to try everything without a download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nextscale.cli.options import RecipeName, Schedule, read_schedule
+from nextscale.plan.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.plan.recipes import Recipe
+    from nextscale.plan.types import Model, Tokenizer
+
+SMALLER = "Another size than the recipe's"
+
+
+class Form(StrEnum):
+    """How a checkpoint is stored."""
+
+    pth = "pth"
+    safetensors = "safetensors"
+
+
+def draw(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the two files go.")],
+    seed: Annotated[int, typer.Option(min=0, help="Fixes the weights.")] = 0,
+    form: Annotated[Form, typer.Option("--format", help="Of the files.")] = Form.pth,
+    depth: Annotated[int | None, typer.Option(min=1, help="Layers.", rich_help_panel=SMALLER)] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of a token.", rich_help_panel=SMALLER)] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads.", rich_help_panel=SMALLER)] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Classes.", rich_help_panel=SMALLER)] = None,
+    vocabulary: Annotated[int | None, typer.Option(min=2, help="Codes.", rich_help_panel=SMALLER)] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="The tokenizer's channels.", rich_help_panel=SMALLER)
+    ] = None,
+    multipliers: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Its widths by level, such as 1,2.", rich_help_panel=SMALLER),
+    ] = None,
+    schedule: Schedule = None,
+) -> None:
+    """Write a checkpoint of exactly the published keys and shapes, with drawn weights (its pictures mean nothing).
+
+    \b
+    nextscale draw var-d16 -o drawn/
+    nextscale draw var-d16 -o tiny/ --depth 2 --width 64 --classes 10 \\
+        --vocabulary 64 --schedule 1,2,3,4 --channels 32 --multipliers 1,2
+
+    Writes var_d16.pth and vae_ch160v4096z32.pth (1.6 GB); the names follow the sizes.
+    """
+    from nextscale.cli.output import say, size_text
+    from nextscale.cli.progress import Progress
+    from nextscale.export.draw import draw_checkpoint
+    from nextscale.plan import recipes
+
+    chosen = recipes.recipe(recipe)
+    model = _model(chosen, depth, width, heads, classes, vocabulary)
+    tokenizer = _tokenizer(chosen, channels, multipliers, vocabulary)
+    grids = read_schedule(schedule) or chosen.schedule
+    with Progress() as progress:
+        files = draw_checkpoint(model, tokenizer, grids, out, seed, form.value, progress)
+    for path in files:
+        say(f"{path}  {size_text(path.stat().st_size)}")
+    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]} -o engines/NAME")
+
+
+def _model(
+    chosen: Recipe,
+    depth: int | None,
+    width: int | None,
+    heads: int | None,
+    classes: int | None,
+    vocabulary: int | None,
+) -> Model:
+    """The recipe's transformer with other numbers; width and heads follow the depth where it alone is given."""
+    from nextscale.plan.recipes import var_model
+
+    was = chosen.model
+    if depth is None:
+        width, heads = width or was.width, heads or (was.heads if width is None else None)
+    model = var_model(depth or was.depth, width, heads)
+    return replace(
+        model,
+        classes=classes or was.classes,
+        vocabulary=vocabulary or was.vocabulary,
+        code_channels=was.code_channels,
+        qk_norm=was.qk_norm,
+        shared_adaln=was.shared_adaln,
+    )
+
+
+def _tokenizer(chosen: Recipe, channels: int | None, multipliers: str | None, vocabulary: int | None) -> Tokenizer:
+    was = chosen.tokenizer
+    widths = was.multipliers
+    if multipliers is not None:
+        try:
+            widths = tuple(int(part) for part in multipliers.split(","))
+        except ValueError as error:
+            raise InputError(f"multipliers {multipliers!r} is not a list of whole numbers such as 1,1,2") from error
+    new = replace(was, channels=channels or was.channels, multipliers=widths, vocabulary=vocabulary or was.vocabulary)
+    groups = [w for w in widths if w < 1 or (new.channels * w) % new.norm_groups]
+    if groups:
+        raise InputError(
+            f"{new.channels} channels times {groups[0]} cannot be normed in {new.norm_groups} groups: it must be a "
+            "positive multiple of them"
+        )
+    return replace(new, stride=2 ** (len(widths) - 1))

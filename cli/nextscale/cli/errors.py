@@ -1,0 +1,122 @@
+"""From whatever stops a command to one sentence on stderr and an exit status; no traceback without ``--debug``.
+
+Statuses: 1 a mistake of ours, 2 refused input, 3 the environment, 4 numbers that differ, 130 interrupted,
+143 terminated.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from nextscale.plan.errors import NextscaleError
+
+INTERNAL, REFUSED, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 128 + signal.SIGINT
+
+# Which extra brings a module that may be missing.
+EXTRAS = {
+    "torch": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "huggingface_hub": "export",
+    "filelock": "export",
+    "onnxruntime": "cpu",
+    "jinja2": "compare",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+    "cuda": "cuda",
+    "polygraphy": "debug",
+}
+
+
+class Commands(TyperGroup):
+    """The group of all commands. ``debug`` shows tracebacks; the option of that name sets it."""
+
+    debug = False
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command; exits with its status, or returns it where not ``standalone_mode``."""
+        self.debug = False
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal that has no multiplication sign still gets its table
+        try:
+            with stoppable():
+                # A command returns nothing; a number is the status of an early exit (help, version, interruption).
+                status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra) or 0
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is becomes a sentence
+            if self.debug:
+                traceback.print_exc()
+            status, sentence = explained(error)
+            if sentence:  # none where the parser has printed a help text instead
+                sys.stderr.write(f"nextscale: {sentence}\n")
+        if standalone_mode:
+            sys.exit(status)
+        return status
+
+
+def explained(error: BaseException) -> tuple[int, str]:
+    """The exit status and the sentence for what stopped a command."""
+    match error:
+        case NextscaleError():
+            return error.exit_status, str(error)
+        case KeyboardInterrupt() | typer.Abort():
+            return INTERRUPTED, "interrupted; nothing half-finished was kept"
+        case ModuleNotFoundError() if (module := (error.name or "").split(".")[0]) in EXTRAS:
+            extra = EXTRAS[module]
+            return ENVIRONMENT, f"this needs the package {module}, which is missing: pip install 'nextscale[{extra}]'"
+        case ImportError():
+            return ENVIRONMENT, f"a package cannot be loaded ({_line(error)}): `nextscale doctor` shows what is there"
+        case MemoryError():
+            return ENVIRONMENT, "out of memory: close other programs, or use a smaller model, batch or precision"
+        case OSError():
+            return ENVIRONMENT, f"{error.filename or 'the system'}: {error.strerror or _line(error)}"
+    if hasattr(error, "format_message"):  # the parser's own: typer carries its parser under names that change
+        message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if message and context is not None else ""
+        return REFUSED, f"{message}{hint}"
+    advice = "run it again as `nextscale --debug ...` and report what it prints"
+    return INTERNAL, f"this is a mistake in nextscale ({type(error).__name__}: {_line(error)}): {advice}"
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM and SIGINT unwind the command, so that what it was writing is removed.
+
+    A shell starts background jobs with SIGINT ignored; who then sends one means it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminated}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]

@@ -1,0 +1,119 @@
+"""``nextscale generate``: pictures from a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nextscale.cli.options import BundleFolder, Json
+from nextscale.plan.errors import InputError
+
+if TYPE_CHECKING:
+    from nextscale.runtime import Pipeline, Result, StepResult
+
+DEFAULT = "the bundle's"
+
+
+def generate(
+    bundle: BundleFolder,
+    labels: Annotated[
+        str, typer.Option(metavar="LIST", help="Class numbers or names, one per picture; `none` for no class.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the PNGs go.")] = Path("out"),
+    seed: Annotated[int | None, typer.Option(help="Fixes the pictures.", show_default="drawn, and told")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strongly the class counts.", show_default=DEFAULT)
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Share of the probability sampled from, up to 1.", show_default=DEFAULT)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Above 0.", show_default=DEFAULT)] = None,
+    backend: Annotated[str, typer.Option(help="What executes the graphs.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="Where.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads.", show_default="one per core")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds.", show_default="none")] = None,
+    json: Json = False,
+) -> None:
+    """Make pictures with a bundle, one for each label. Needs no PyTorch.
+
+    \b
+    nextscale generate engines/var-d16 --labels 207,88 --seed 0 -o out/
+    nextscale generate engines/demo --labels star,A,none --guidance-scale 2
+
+    Every PNG carries its label, seed, settings, recipe, the bundle's hash and
+    versions as metadata.
+    """
+    from nextscale.cli.progress import Progress
+    from nextscale.runtime import Pipeline
+
+    wanted = read_labels(labels)
+    with Pipeline.open(bundle, backend=backend, device=device, threads=threads) as pipeline, Progress() as progress:
+        total = _steps(pipeline, len(wanted))
+        seen = 0
+
+        def on_step(step: StepResult) -> None:
+            nonlocal seen
+            seen += 1
+            progress("generate", seen, total, f"scale {step.grid[0]}×{step.grid[1]}")
+
+        result = pipeline.generate(
+            wanted,
+            seed=seed,
+            guidance_scale=guidance_scale,
+            top_p=top_p,
+            temperature=temperature,
+            timeout=timeout,
+            on_step=on_step,
+        )
+    paths = result.save(out)
+    if json:
+        from nextscale.cli.output import print_json
+
+        print_json(_report(result, paths))
+        return
+    for path in paths:
+        typer.echo(str(path))
+    per_picture = result.seconds / len(paths)
+    typer.echo(f"{len(paths)} pictures in {result.seconds:.2f} s ({per_picture:.2f} s each), seed {result.seed}")
+
+
+def read_labels(text: str) -> list[int | str | None]:
+    """``207,star,none`` to 207, "star" and None."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InputError(f"labels {text!r} has an empty entry: give numbers or names such as 207,88")
+    return [None if part == "none" else int(part) if part.lstrip("-").isdecimal() else part for part in parts]
+
+
+def _steps(pipeline: Pipeline, pictures: int) -> int:
+    """Steps of all passes."""
+    from nextscale.runtime.request import passes
+
+    return len(pipeline.manifest.plan.steps) * sum(1 for _ in passes(pictures, pipeline.batch_sizes))
+
+
+def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
+    images = [
+        {
+            "file": str(path),
+            "label": result.labels[i],
+            "image": result.image_numbers[i],
+            "guidance_scale": result.guidance_scale[i],
+            "top_p": result.top_p[i],
+            "temperature": result.temperature[i],
+        }
+        for i, path in enumerate(paths)
+    ]
+    made = result.provenance
+    return {
+        "seed": result.seed,
+        "images": images,
+        "seconds": result.seconds,
+        "step_seconds": result.step_seconds,
+        "bundle": made.bundle,
+        "bundle_sha256": made.bundle_sha256,
+        "recipe": made.recipe,
+        "versions": dict(made.versions),
+    }
