@@ -58,7 +58,7 @@ def load_checkpoint(
     config = _config_beside(Path(model))
     var_state, vae_state = read_state(Path(model), "var"), read_state(Path(vae), "vae")
     grids = schedule or _schedule_of(var_state, config, Path(model))
-    tokenizer = tokenizer_of(vae_state, Path(vae))
+    tokenizer = tokenizer_of(vae_state, config, Path(vae))
     sizes = model_of(var_state, config, Path(model))
     with torch.device("meta"):
         var = VAR(sizes, grids)
@@ -144,8 +144,8 @@ def _schedule_of(state: State, config: dict[str, Any], path: Path) -> tuple[Grid
     )
 
 
-def tokenizer_of(state: State, path: Path) -> Tokenizer:
-    """The tokenizer's sizes from its tensors."""
+def tokenizer_of(state: State, config: dict[str, Any], path: Path) -> Tokenizer:
+    """The tokenizer's sizes from its tensors; only the groups of its norms, where not 32, are in ``config.json``."""
     needed = ("decoder.norm_out.weight", "quantize.embedding.weight", "post_quant_conv.weight")
     if missing := [k for k in needed if k not in state]:
         raise InputError(f"{path} is no VAR tokenizer: it lacks {', '.join(missing)}; is it the transformer's file?")
@@ -163,6 +163,7 @@ def tokenizer_of(state: State, path: Path) -> Tokenizer:
         vocabulary=vocabulary,
         stride=2 ** (levels - 1),
         phi=partly or 4,
+        norm_groups=int(config.get("vae", {}).get("norm_groups", 32)),
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from nextscale.export.bundle import VERIFIED_HERE, Options, Progress, prepared, publishing, room, write_manifest
+from nextscale.export.bundle import Options, Progress, prepared, publishing, room, write_manifest
 from nextscale.export.checkpoint import load_checkpoint
 from nextscale.export.names import tensors_of
-from nextscale.export.verify import verify
+from nextscale.export.verify import TOLERANCES, verify
 from nextscale.export.weights import header_of, weight_table, write_weights
 from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import open_bundle
@@ -45,7 +45,7 @@ def reweight(bundle: Path, model: Path, vae: Path, out: Path, progress: Progress
         for graph in old.graphs:
             shutil.copyfile(bundle / graph.file, folder / graph.file)
         verified = old.verified
-        if old.precision in VERIFIED_HERE:
+        if old.precision in TOLERANCES:
             verified = verify(folder, eager, old.precision, lambda d, t, what: progress("verify", d, t, what))
         options = Options(plan, old.recipe, old.precision)
         write_manifest(folder, out.name, checkpoint, options, weight_table(tensors), verified)

@@ -44,7 +44,9 @@ class Model:
 class Tokenizer:
     """The multi-scale VQVAE: what decoding costs and how large a picture is.
 
-    ``stride`` is pixels per latent token and axis; ``phi`` the number of partially shared residual convolutions.
+    ``stride`` is pixels per latent token and axis; ``phi`` the number of partially shared residual convolutions;
+    ``norm_groups`` those of every group norm (a narrow tokenizer needs fewer than the published 32: with one channel a
+    group, no level of colour passes).
     """
 
     channels: int
@@ -54,6 +56,7 @@ class Tokenizer:
     vocabulary: int
     stride: int
     phi: int = 4
+    norm_groups: int = 32
 
 
 @dataclass(frozen=True)

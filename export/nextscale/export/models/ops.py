@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x (..., C_in) @ weight (C_out, C_in)^T + bias``.
 
     A graph gets ``Gemm(transB=1)``: a transpose of the weight would be folded into a private copy of it by every
@@ -16,8 +16,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
+    inputs = (flat, weight) if bias is None else (flat, weight, bias)
     out: Tensor = torch.onnx.ops.symbolic(
-        "Gemm", (flat, weight, bias), {"transB": 1}, dtype=x.dtype, shape=(flat.shape[0], weight.shape[0]), version=20
+        "Gemm", inputs, {"transB": 1}, dtype=x.dtype, shape=(flat.shape[0], weight.shape[0]), version=20
     )
     return out.reshape(*x.shape[:-1], weight.shape[0])
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from nextscale.export.models.ops import linear
 from nextscale.plan.resize import area_matrix, bicubic_matrix
 from nextscale.plan.types import Grid, Plan
 
@@ -38,7 +39,7 @@ class Resize(nn.Module):
         if h != grid[0]:
             x = self.axis(mode, h, grid[0]) @ x
         if w != grid[1]:
-            x = x @ self.axis(mode, w, grid[1]).T
+            x = linear(x, self.axis(mode, w, grid[1]))
         return x
 
 

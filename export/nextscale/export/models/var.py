@@ -252,7 +252,7 @@ class VAR(nn.Module):
         """The residual stream (R, n, C): from the start token (R, C) at scale 0, else from the input map (B, n, Z)."""
         if scale == 0:
             return source.unsqueeze(1) + self.level_position(0).float()
-        x: Tensor = self.word_embed(source) + self.level_position(scale)
+        x = linear(source, self.word_embed.weight, self.word_embed.bias) + self.level_position(scale)
         return x.float().repeat(guidance_rows, 1, 1)
 
     def logits(self, x: Tensor, head: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class VAR(nn.Module):
         Tokens see their own and earlier scales. Labels are taken as given; training drops some to the null class.
         """
         cond = self.begin(labels, 1)
-        later = self.word_embed(maps) + torch.cat([self.level_position(s) for s in range(1, len(self.schedule))])
+        later = linear(maps, self.word_embed.weight, self.word_embed.bias) + torch.cat([self.level_position(s) for s in range(1, len(self.schedule))])
         x = torch.cat((self.embed(0, cond.sos, 1), later.float()), dim=1)
         level = torch.arange(len(self.schedule), device=x.device).repeat_interleave(
             torch.tensor(self.lengths, device=x.device)

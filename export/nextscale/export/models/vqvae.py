@@ -13,9 +13,9 @@ from nextscale.export.models.quantizer import MultiScaleQuantizer
 from nextscale.plan.types import Grid, Tokenizer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """The one normalisation of the VQVAE: 32 groups, eps 1e-6, affine."""
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """The one normalisation of the VQVAE: eps 1e-6, affine (published: 32 groups)."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 def normed(norm: nn.GroupNorm, x: Tensor, weight: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ def normed(norm: nn.GroupNorm, x: Tensor, weight: Tensor) -> Tensor:
 class ResnetBlock(nn.Module):
     """``shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))``; 1x1 shortcut only where channels change."""
 
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = group_norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = group_norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1, self.conv1 = group_norm(c_in, groups), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(c_out, groups), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,9 +41,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head attention over all positions, 1x1 convolutions, residual."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
@@ -59,10 +59,10 @@ class AttnBlock(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, and the way to the next; ``attn`` is empty but at the lowest one."""
 
-    def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, attention: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(c_in if b == 0 else c_out, c_out) for b in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(c_out) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(ResnetBlock(c_in if b == 0 else c_out, c_out, groups) for b in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(c_out, groups) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         for b, block in enumerate(self.block):
@@ -96,13 +96,13 @@ class Upsample(nn.Module):
         return out
 
 
-def middle(channels: int) -> nn.ModuleDict:
+def middle(channels: int, groups: int) -> nn.ModuleDict:
     """Residual block, attention, residual block at the lowest resolution."""
     return nn.ModuleDict(
         {
-            "block_1": ResnetBlock(channels, channels),
-            "attn_1": AttnBlock(channels),
-            "block_2": ResnetBlock(channels, channels),
+            "block_1": ResnetBlock(channels, channels, groups),
+            "attn_1": AttnBlock(channels, groups),
+            "block_2": ResnetBlock(channels, channels, groups),
         }
     )
 
@@ -117,12 +117,13 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
             lowest = i == len(widths) - 1
-            level = Level(tokenizer.channels if i == 0 else widths[i - 1], width, blocks, attention=lowest)
+            c_in = tokenizer.channels if i == 0 else widths[i - 1]
+            level = Level(c_in, width, blocks, tokenizer.norm_groups, attention=lowest)
             if not lowest:
                 level.downsample = Downsample(width)
             self.down.append(level)
-        self.mid = middle(widths[-1])
-        self.norm_out = group_norm(widths[-1])
+        self.mid = middle(widths[-1], tokenizer.norm_groups)
+        self.norm_out = group_norm(widths[-1], tokenizer.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], tokenizer.code_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,15 +145,16 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [tokenizer.channels * m for m in tokenizer.multipliers]
         self.conv_in = nn.Conv2d(tokenizer.code_channels, widths[-1], 3, padding=1)
-        self.mid = middle(widths[-1])
+        self.mid = middle(widths[-1], tokenizer.norm_groups)
         self.up = nn.ModuleList()  # index = level, 0 is full resolution
         for i, width in enumerate(widths):
             lowest = i == len(widths) - 1
-            level = Level(widths[-1] if lowest else widths[i + 1], width, tokenizer.res_blocks, attention=lowest)
+            c_in = widths[-1] if lowest else widths[i + 1]
+            level = Level(c_in, width, tokenizer.res_blocks, tokenizer.norm_groups, attention=lowest)
             if i > 0:
                 level.upsample = Upsample(width)
             self.up.append(level)
-        self.norm_out = group_norm(widths[0])
+        self.norm_out = group_norm(widths[0], tokenizer.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
