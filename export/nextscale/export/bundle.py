@@ -124,6 +124,7 @@ def write_manifest(
 def prepared(checkpoint: Checkpoint, plan: Plan, precision: str) -> Eager:
     """The eager model as graphs have it: derived tensors folded, in the precision that is exported."""
     checkpoint.var.fold()
+    checkpoint.vae.fold()
     compute_in(checkpoint.var, checkpoint.vae, DTYPES[precision])
     return Eager(plan, checkpoint.var, checkpoint.vae)
 

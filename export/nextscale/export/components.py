@@ -88,6 +88,9 @@ class Decode(nn.Module):
         return self.vae.decode(code_sum)
 
 
+STAY_FLOAT32 = ("q_scale", "scale_mul_1H11", "ada_gss")
+
+
 def compute_in(var: VAR, vae: VQVAE, dtype: torch.dtype) -> None:
     """Casts what computes in half precision; what must stay float32 stays.
 
@@ -101,11 +104,13 @@ def compute_in(var: VAR, vae: VQVAE, dtype: torch.dtype) -> None:
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """As ``module.to(dtype)`` but for q's learned scale, and without moving tensors that already fit."""
+    """As ``module.to(dtype)`` but for what stays float32, and without moving tensors that already fit."""
     for part in module.modules():
+        if isinstance(part, nn.GroupNorm):
+            continue
         for name, parameter in list(part.named_parameters(recurse=False)):
-            if parameter.dtype != dtype:
+            if parameter.dtype != dtype and name not in STAY_FLOAT32:
                 setattr(part, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
         for name, buffer in list(part.named_buffers(recurse=False)):
-            if name != "q_scale" and buffer.dtype != dtype:
+            if buffer.dtype != dtype and name not in STAY_FLOAT32:
                 setattr(part, name, buffer.to(dtype))

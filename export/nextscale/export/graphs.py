@@ -59,7 +59,7 @@ class GraphBuilder:
         self.base = (plan.model(), plan.tokenizer, plan.schedule, plan.final_grid, self.rows, precision)
         with without_weights() as self.mode:
             self.var = VAR(plan.model(), plan.schedule).fold()
-            self.vae = VQVAE(plan.tokenizer, len(plan.schedule), encoder=False)
+            self.vae = VQVAE(plan.tokenizer, len(plan.schedule), encoder=False).fold()
             compute_in(self.var, self.vae, self.dtype)
             for resize in (self.var.resize, self.vae.quantize.resize):
                 resize.prepare(resizes_of(plan))

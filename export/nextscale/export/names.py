@@ -8,14 +8,16 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from nextscale.export.models.var import VAR, SelfAttention
-from nextscale.export.models.vqvae import VQVAE
+from nextscale.export.models.vqvae import VQVAE, GroupNorm
 
 RULES = {
     **SelfAttention.RULES,
     **VAR.RULES,
+    **GroupNorm.RULES,
     "area": "one axis of adaptive average pooling, (n_out, n_in)",
     "bicubic": "one axis of bicubic interpolation, align_corners=False, a=-0.75, (n_out, n_in)",
 }
+BEHIND = {"q_scale": "scale_mul_1H11", "gain": "weight", "shift": "bias"}
 _MATRIX = re.compile(r"(?:.*\.)?resize\.((?:area|bicubic)_\d+_\d+)")
 _ROOTS = (("var.", "var/"), ("vae.", "vae/"), ("quantize.", "vae/quantize."))
 
@@ -51,8 +53,8 @@ def sources_of(name: str) -> tuple[str, ...]:
     stem, _, last = key.rpartition(".")
     if last == "qkv_bias":
         return (f"{stem}.q_bias", f"{stem}.v_bias")
-    if last == "q_scale":
-        return (f"{stem}.scale_mul_1H11",)
+    if last in BEHIND:
+        return (f"{stem}.{BEHIND[last]}",)
     if key.startswith("var/lvl_pos_"):
         start = ("var/pos_start",) if key.endswith("_00") else ()
         return ("var/lvl_embed.weight", "var/pos_1LC", *start)

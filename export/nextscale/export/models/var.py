@@ -150,7 +150,7 @@ class Block(nn.Module):
 
     def adaln(self, cond: Tensor, shared: Tensor | None) -> Tensor:
         """gamma1, gamma2, scale1, scale2, shift1, shift2: (R, 6, C) float32 of ``cond`` (R, C), or from the shared."""
-        out: Tensor = self.ada_lin(cond) if shared is None else shared + self.ada_gss[0].float()
+        out: Tensor = self.ada_lin(cond) if shared is None else (shared.unsqueeze(1) + self.ada_gss).squeeze(1)
         return out
 
     def forward(
@@ -267,7 +267,9 @@ class VAR(nn.Module):
         Tokens see their own and earlier scales. Labels are taken as given; training drops some to the null class.
         """
         cond = self.begin(labels, 1)
-        later = linear(maps, self.word_embed.weight, self.word_embed.bias) + torch.cat([self.level_position(s) for s in range(1, len(self.schedule))])
+        later = linear(maps, self.word_embed.weight, self.word_embed.bias) + torch.cat(
+            [self.level_position(s) for s in range(1, len(self.schedule))]
+        )
         x = torch.cat((self.embed(0, cond.sos, 1), later.float()), dim=1)
         level = torch.arange(len(self.schedule), device=x.device).repeat_interleave(
             torch.tensor(self.lengths, device=x.device)

@@ -5,6 +5,8 @@ Source: FoundationVision/VAR; the sheet's section 1.3. Module names are the publ
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,14 +15,28 @@ from nextscale.export.models.quantizer import MultiScaleQuantizer
 from nextscale.plan.types import Grid, Tokenizer
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """The one normalisation of the VQVAE: eps 1e-6, affine (published: 32 groups)."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+class GroupNorm(nn.GroupNorm):
+    """The one normalisation of the VQVAE: float32, eps 1e-6, affine (published: 32 groups).
 
+    ``fold`` makes the derived tensors that graphs take: ``gain`` and ``shift`` (C, 1, 1), as maps need them.
+    """
 
-def normed(norm: nn.GroupNorm, x: Tensor, weight: Tensor) -> Tensor:
-    """Group norm in float32, its result in the dtype of the weights that follow."""
-    return F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(weight.dtype)
+    RULES: ClassVar = {"gain": "norm's weight as (C, 1, 1)", "shift": "norm's bias as (C, 1, 1)"}
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+
+    def fold(self) -> None:
+        """Keeps the derived tensors as (non-persistent) buffers."""
+        self.register_buffer("gain", self.weight.detach().reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", self.bias.detach().reshape(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) of any dtype to float32."""
+        if torch.compiler.is_exporting():
+            gain, shift = self.get_buffer("gain"), self.get_buffer("shift")
+            return F.group_norm(x.float(), self.num_groups, eps=self.eps) * gain + shift
+        return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ResnetBlock(nn.Module):
@@ -28,13 +44,13 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = group_norm(c_in, groups), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = group_norm(c_out, groups), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1, self.conv1 = GroupNorm(c_in, groups), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = GroupNorm(c_out, groups), nn.Conv2d(c_out, c_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv1(F.silu(normed(self.norm1, x, self.conv1.weight)))
-        h = self.conv2(F.silu(normed(self.norm2, h, self.conv2.weight)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)).to(self.conv1.weight.dtype))
+        h = self.conv2(F.silu(self.norm2(h)).to(self.conv2.weight.dtype))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
@@ -43,13 +59,13 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, groups)
+        self.norm = GroupNorm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        qkv = self.qkv(normed(self.norm, x, self.qkv.weight)).reshape(b, 3, c, h * w)
+        qkv = self.qkv(self.norm(x).to(self.qkv.weight.dtype)).reshape(b, 3, c, h * w)
         q, k, v = qkv.unbind(1)  # (B, c, hw) each
         weights = torch.softmax((q.transpose(1, 2) @ k).float() * c**-0.5, dim=-1).to(v.dtype)  # (B, hw queries, hw)
         out: Tensor = self.proj_out((v @ weights.transpose(1, 2)).reshape(b, c, h, w))
@@ -123,7 +139,7 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(width)
             self.down.append(level)
         self.mid = middle(widths[-1], tokenizer.norm_groups)
-        self.norm_out = group_norm(widths[-1], tokenizer.norm_groups)
+        self.norm_out = GroupNorm(widths[-1], tokenizer.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], tokenizer.code_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +150,7 @@ class Encoder(nn.Module):
                 x = level.get_submodule("downsample")(x)
         for block in self.mid.values():
             x = block(x)
-        out: Tensor = self.conv_out(F.silu(normed(self.norm_out, x, self.conv_out.weight)))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)).to(self.conv_out.weight.dtype))
         return out
 
 
@@ -154,7 +170,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Upsample(width)
             self.up.append(level)
-        self.norm_out = group_norm(widths[0], tokenizer.norm_groups)
+        self.norm_out = GroupNorm(widths[0], tokenizer.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,7 +181,7 @@ class Decoder(nn.Module):
             x = level(x)
             if "upsample" in level._modules:
                 x = level.get_submodule("upsample")(x)
-        out: Tensor = self.conv_out(F.silu(normed(self.norm_out, x, self.conv_out.weight)))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x)).to(self.conv_out.weight.dtype))
         return out
 
 
@@ -181,6 +197,13 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(tokenizer)
         self.quantize = MultiScaleQuantizer(tokenizer.vocabulary, z, scales, tokenizer.phi)
         self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
+
+    def fold(self) -> VQVAE:
+        """Makes every derived tensor."""
+        for module in self.modules():
+            if isinstance(module, GroupNorm):
+                module.fold()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] to what the quantizer quantises, (B, Z, h, w)."""
