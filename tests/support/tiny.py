@@ -22,13 +22,15 @@ def draw_tiny(folder: Path, seed: int = 0, form: str = "pth") -> tuple[Path, Pat
     return draw_checkpoint(MODEL, TOKENIZER, SCHEDULE, folder, seed, form)
 
 
-def export_tiny(files: tuple[Path, Path], out: Path, name: str = "var-d16", traced: Any = None) -> Path:
-    """The bundle of the tiny checkpoint by a recipe, float32."""
+def export_tiny(
+    files: tuple[Path, Path], out: Path, name: str = "var-d16", traced: Any = None, precision: str = "fp32"
+) -> Path:
+    """The bundle of the tiny checkpoint by a recipe."""
     from nextscale.export.bundle import Options, export_bundle
     from nextscale.export.checkpoint import load_checkpoint
     from nextscale.runtime.manifest import Recipe
 
     checkpoint, chosen = load_checkpoint(*files), recipe(name)
     plan = plan_for(chosen, checkpoint.model, checkpoint.tokenizer, checkpoint.schedule, SAMPLING)
-    options = Options(plan, Recipe(chosen.name, chosen.version))
+    options = Options(plan, Recipe(chosen.name, chosen.version), precision)
     return export_bundle(checkpoint, options, out, lambda stage, done, total, what: None, traced)

@@ -171,13 +171,14 @@ def reported(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        full = full or any(words in str(error) for words in ("No space left", "File too large", "quota"))
         if full:
             free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else 0
             raise EnvironmentProblem(
                 f"the disk is full ({free / 1e6:.0f} MB free at {out.parent}): nothing was kept"
             ) from error
-        if isinstance(error, PermissionError):
+        if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
             raise EnvironmentProblem(f"{out.parent} cannot be written to: choose a folder that can") from error
         raise
 
