@@ -285,8 +285,8 @@ def _lines(value: Any, indent: int) -> str:
     return "{\n" + ",\n".join(items) + f"\n{' ' * indent}}}"
 
 
-def _read_plan(data: Any, path: str) -> Plan:
+def _read_plan(data: Any, _: str) -> Plan:
     try:
         return codec.from_json(data)
     except NextscaleError as error:
-        raise ManifestError(f"{path}: {error}") from error
+        raise ManifestError(str(error)) from error  # it names the place from `plan` on

@@ -35,9 +35,7 @@ class Control:
         if cancel is not None and cancel():
             raise Cancelled("the call was cancelled by its caller")
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise PipelineTimeout(
-                f"the call ran past its timeout of {self.timeout:g} s and was stopped between two graphs"
-            )
+            raise PipelineTimeout(f"the call ran past its timeout of {self.timeout:g} s and was stopped")
 
 
 class SlotPool:
