@@ -31,6 +31,7 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, onnx
     """
     path = folder / WEIGHTS_FILE
     save_file({name: tensors[name] for name in sorted(tensors)}, path)
+    path.chmod(0o644)  # the library makes it private to its writer; a service runs as another user
     length, header = header_of(path)
     references = {}
     for name, tensor in tensors.items():
