@@ -135,9 +135,8 @@ def test_importing_a_light_package_loads_nothing_heavy(package: str) -> None:
     assert not loaded & HEAVY
 
 
-def test_help_loads_nothing_heavy() -> None:
-    if not (REPOSITORY / "cli/nextscale/cli/main.py").exists():
-        pytest.skip("the command line is not there yet")
-    loaded = loaded_after("from nextscale.cli.main import app\napp(['--help'], standalone_mode=False)")
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor"], ["recipes"], ["plan", "var-d16"]], ids=" ".join)
+def test_what_needs_only_the_base_loads_nothing_heavy(arguments: list[str]) -> None:
+    loaded = loaded_after(f"from nextscale.cli.main import app\nassert app({arguments}, standalone_mode=False) == 0")
     assert "typer" in loaded
     assert not loaded & HEAVY

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from nextscale.cli.main import app
 
-app(prog_name="nextscale")
+app()

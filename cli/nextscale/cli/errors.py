@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from nextscale.plan.errors import NextscaleError
 
+NAME = "nextscale"
 INTERNAL, REFUSED, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 128 + signal.SIGINT
 
 # Which extra brings a module that may be missing.
@@ -59,8 +60,10 @@ class Commands(TyperGroup):
                 stream.reconfigure(errors="replace")  # a terminal that has no multiplication sign still gets its table
         try:
             with stoppable():
-                # A command returns nothing; a number is the status of an early exit (help, version, interruption).
-                status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra) or 0
+                # A command returns nothing; a number is the status of an early exit.
+                status = super().main(args, prog_name or NAME, complete_var, False, windows_expand_args, **extra) or 0
+            if status == INTERRUPTED:  # the parser has turned it into a number
+                raise KeyboardInterrupt
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is becomes a sentence
             if self.debug:
                 traceback.print_exc()

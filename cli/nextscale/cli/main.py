@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated
@@ -58,6 +59,8 @@ def common(
     """
     if isinstance(context.command, Commands):
         context.command.debug = debug
+    if not debug:
+        warnings.simplefilter("ignore")  # of libraries, on what is theirs
     logger = logging.getLogger("nextscale")
     logger.handlers = [logging.StreamHandler()]  # stderr
     logger.handlers[0].setFormatter(logging.Formatter("%(name)s: %(message)s"))

@@ -90,25 +90,23 @@ def draw_checkpoint(
         (vae, tokenizer_shapes(tokenizer, len(schedule)), "vae:", VAE_RULES),
     )
     _make_room(folder, sum(t.nbytes for _, shapes, _, _ in parts for t in shapes.values()))
-    written: list[tuple[Path, Path]] = []
+    hidden = folder / f".draw.tmp-{os.getpid()}"
     try:
+        hidden.mkdir()
         for path, shapes, prefix, rules in parts:
-            hidden = folder / f".{path.name}.tmp-{os.getpid()}"
-            written.append((hidden, path))
             state = training_buffers(shapes, schedule)
             total = sum(t.nbytes for t in shapes.values())
             done = sum(t.nbytes for t in state.values())
-            for key in shapes.keys() - state.keys():
+            for key in [k for k in shapes if k not in state]:
                 progress("draw", done, total, path.name)
                 state[key] = draw(seed, prefix + key, tuple(shapes[key].shape), rules)
                 done += state[key].nbytes
             progress("write", 0, 1, path.name)
-            _write({key: state.pop(key) for key in shapes}, hidden, form)
-        for hidden, path in written:
-            hidden.rename(path)
+            _write({key: state.pop(key) for key in shapes}, hidden / path.name)
+        for path in (var, vae):
+            (hidden / path.name).rename(path)
     finally:
-        for hidden, _ in written:
-            hidden.unlink(missing_ok=True)
+        shutil.rmtree(hidden, ignore_errors=True)
     return var, vae
 
 
@@ -165,15 +163,15 @@ def _make_room(folder: Path, size: int) -> None:
         )
 
 
-def _write(state: State, path: Path, form: str) -> None:
+def _write(state: State, path: Path) -> None:
     try:
-        if form == "pth":
-            with path.open("wb") as file:  # given a path, torch would write its name into the file
-                torch.save(state, file)
+        if path.suffix == ".pth":
+            torch.save(state, path)
         else:
             save_file(state, path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise EnvironmentProblem(f"{path.parent} cannot be written to ({reason}): nothing was kept") from error
+        place = path.parent.parent
+        raise EnvironmentProblem(f"{place} cannot be written to ({reason}): nothing was kept") from error
