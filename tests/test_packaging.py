@@ -23,12 +23,12 @@ EXTRAS = {
     "cuda": ["onnxruntime", "cuda.core"],
     "rtx": ["tensorrt_rtx", "onnx"],
     "debug": ["polygraphy"],
-    "export": ["torch", "onnx", "onnxscript", "huggingface_hub", "nextscale.export"],
+    "export": ["torch", "onnx", "onnxscript", "huggingface_hub", "onnx_ir", "filelock", "nextscale.export"],
     "compare": ["torch", "jinja2", "nextscale.compare"],
     "dev": ["pytest", "hypothesis", "jsonschema", "hatchling"],
 }
 # Their wheels bring their libraries from a place of their own, or compile against a CUDA toolkit.
-GPU_EXTRAS = {"tensorrt": ["tensorrt", "onnx"], "pycuda": ["pycuda"], "gpu": ["tensorrt", "onnxruntime", "polygraphy"]}
+GPU_EXTRAS = {"tensorrt": ["tensorrt", "onnx"], "pycuda": ["pycuda"], "gpu": ["tensorrt", "onnxruntime", "polygraphy", "nvtx"]}
 
 
 @pytest.fixture(scope="session")

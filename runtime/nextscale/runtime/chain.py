@@ -18,6 +18,7 @@ from nextscale.runtime.buffers import Slot
 from nextscale.runtime.errors import NonFiniteError
 from nextscale.runtime.manifest import Graph, Manifest, Tensor
 from nextscale.runtime.noise import fill
+from nextscale.runtime.ranges import span
 from nextscale.runtime.request import Request
 from nextscale.runtime.result import StepResult, Timing
 
@@ -37,7 +38,8 @@ class Chain:
         """Run one graph on a slot's buffers; returns seconds."""
         call = slot.call(graph, self.executables[graph.name], images)
         start = time.perf_counter()
-        call.execute()
+        with span(graph.name):
+            call.execute()
         return time.perf_counter() - start
 
     def decode(self, slot: Slot, code_sum: Floats, turn: int) -> tuple[Floats, float]:
