@@ -37,7 +37,7 @@ def export(
     ] = None,
     download_to: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Its files go to FOLDER/OWNER--NAME.", rich_help_panel=HUB)
-    ] = Path("checkpoints"),
+    ] = Path("downloads"),
     precision: Annotated[Precision, typer.Option(help="Of weights and products in the graphs.")] = Precision.fp32,
     schedule: Schedule = None,
     top_k: Annotated[

@@ -75,8 +75,8 @@ def generate(
         return
     for path in paths:
         typer.echo(str(path))
-    per_picture = result.seconds / len(paths)
-    typer.echo(f"{len(paths)} pictures in {result.seconds:.2f} s ({per_picture:.2f} s each), seed {result.seed}")
+    pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+    typer.echo(f"{pictures} in {result.seconds:.2f} s ({result.seconds / len(paths):.2f} s each), seed {result.seed}")
 
 
 def read_labels(text: str) -> list[int | str | None]:
@@ -84,7 +84,7 @@ def read_labels(text: str) -> list[int | str | None]:
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise InputError(f"labels {text!r} has an empty entry: give numbers or names such as 207,88")
-    return [None if part == "none" else int(part) if part.lstrip("-").isdecimal() else part for part in parts]
+    return [None if part.lower() == "none" else int(part) if part.lstrip("-").isdecimal() else part for part in parts]
 
 
 def _steps(pipeline: Pipeline, pictures: int) -> int:
