@@ -28,7 +28,11 @@ EXTRAS = {
     "dev": ["pytest", "hypothesis", "jsonschema", "hatchling"],
 }
 # Their wheels bring their libraries from a place of their own, or compile against a CUDA toolkit.
-GPU_EXTRAS = {"tensorrt": ["tensorrt", "onnx"], "pycuda": ["pycuda"], "gpu": ["tensorrt", "onnxruntime", "polygraphy", "nvtx"]}
+GPU_EXTRAS = {
+    "tensorrt": ["tensorrt", "onnx"],
+    "pycuda": ["pycuda"],
+    "gpu": ["tensorrt", "onnxruntime", "polygraphy", "nvtx"],
+}
 
 
 @pytest.fixture(scope="session")
