@@ -1,0 +1,125 @@
+"""The contract is public: a program that knows the manifest alone makes the pipeline's pictures."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import chain_from_manifest
+import numpy as np
+import pytest
+from chain_from_manifest import Chain, png, uniforms
+from PIL import Image
+from support.bundles import edit_manifest, tiny_plan, write_bundle
+
+from nextscale.runtime import Pipeline, Result
+
+VECTORS = Path(__file__).parents[1] / "runtime" / "data" / "noise.json"
+BUNDLES = ("tiny_bundle", "tiny_pruned_bundle")
+
+
+def by_pipeline(bundle: Path, labels: list[int], seed: int, **settings: float) -> Result:
+    with Pipeline.open(bundle, threads=1) as pipeline:
+        classes = pipeline.manifest.plan.model().classes
+        return pipeline.generate([None if label == classes else label for label in labels], seed=seed, **settings)
+
+
+@pytest.mark.parametrize("fixture", BUNDLES)
+def test_the_same_tokens_and_pictures(fixture: str, request: pytest.FixtureRequest) -> None:
+    bundle: Path = request.getfixturevalue(fixture)
+    wanted = by_pipeline(bundle, [3, 0, 10], seed=2**40 + 7, guidance_scale=2.5, temperature=0.8)
+    tokens, pictures = Chain(bundle, 3, threads=1).run([3, 0, 10], 2**40 + 7, guidance_scale=2.5, temperature=0.8)
+    for ours, theirs in zip(tokens, wanted.tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(pictures.transpose(0, 2, 3, 1), wanted.floats, rtol=0, atol=1e-6)
+
+
+def test_buffers_hold_nothing_over(tiny_pruned_bundle: Path) -> None:
+    chain = Chain(tiny_pruned_bundle, 1, threads=1)
+    first = chain.run([1], 5)[1].copy()
+    other = chain.run([2], 6)[1].copy()
+    np.testing.assert_array_equal(chain.run([1], 5)[1], first)
+    assert not np.array_equal(first, other)
+
+
+def test_both_noise_fields_and_a_grid_that_is_not_square(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "smooth", tiny_plan(smooth=True))
+    tokens, _ = Chain(bundle, 2, threads=1).run([0, 2], 1)
+    for ours, theirs in zip(tokens, by_pipeline(bundle, [0, 2], 1).tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_noise_is_the_committed_one() -> None:
+    for case in json.loads(VECTORS.read_text())["vectors"]:
+        values = case["numerators"]
+        found = uniforms(case["seed"], case["image"], case["step"], case["stream"], len(values))
+        np.testing.assert_array_equal(found.astype(np.float64) * 2**24, values)
+
+
+def test_tapes_are_written_in_place(tiny_bundle: Path) -> None:
+    chain = Chain(tiny_bundle, 2, threads=1)
+    tensors = [t for g in chain.graphs for t in g["inputs"] + g["outputs"] if t["buffer"] == "tape.var.k.00"]
+    for tensor in tensors:
+        row = chain.buffers["tape.var.k.00"].nbytes // 14  # 1 + 4 + 9 rows; the last step leaves none
+        address = chain.buffers["tape.var.k.00"].ctypes.data + tensor["offset"] * row
+        assert chain.view(tensor).ctypes.data == address
+
+
+def test_it_knows_onnxruntime_and_numpy_only() -> None:
+    tree = ast.parse(Path(chain_from_manifest.__file__).read_text(encoding="utf-8"))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    roots = {name.split(".")[0] for name in names}
+    assert roots - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+
+def test_the_script_writes_pngs(tiny_pruned_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chain_from_manifest.main([str(tiny_pruned_bundle), "--labels", "4,9", "--seed", "11", "--out", str(tmp_path / "o")])
+    paths = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [path.name for path in paths] == ["seed11-00000-class4.png", "seed11-00001-class9.png"]
+    wanted = by_pipeline(tiny_pruned_bundle, [4, 9], 11).images
+    for path, pixels in zip(paths, wanted, strict=True):
+        with Image.open(path) as image:
+            found = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(found - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 5, 2), (3, 2, 7)])
+def test_any_picture_becomes_a_png(shape: tuple[int, ...], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape)
+    (tmp_path / "a.png").write_bytes(png(pixels / np.float64(255)))
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels.transpose(1, 2, 0))
+
+
+def flip_a_bit(bundle: Path) -> None:
+    content = bytearray((bundle / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    (bundle / "weights.safetensors").write_bytes(content)
+
+
+def name_a_file_outside(bundle: Path) -> None:
+    edit_manifest(bundle, lambda data: data.update(files={"../begin.onnx": data["files"]["begin.onnx"]}))
+
+
+def raise_the_version(bundle: Path) -> None:
+    edit_manifest(bundle, lambda data: data.update(schema_version=2))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (flip_a_bit, "weights.safetensors is not the file that the manifest lists"),
+        (name_a_file_outside, "is not a plain file of this bundle"),
+        (raise_the_version, "has manifest version 2, this program reads 1"),
+    ],
+)
+def test_what_is_not_listed_or_not_read_is_refused(
+    damage: Callable[[Path], None], sentence: str, tmp_path: Path
+) -> None:
+    damage(write_bundle(tmp_path / "bundle"))
+    with pytest.raises(SystemExit, match=sentence):
+        Chain(tmp_path / "bundle", 1)
