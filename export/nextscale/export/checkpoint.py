@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from nextscale.export.config import Config, config_beside
 from nextscale.export.models.var import VAR
 from nextscale.export.models.vqvae import VQVAE
 from nextscale.export.state_dict import State, file_digest, load_strictly, read_state
@@ -55,11 +55,11 @@ def load_checkpoint(
     ``schedule`` overrides what the file says; it is needed only where the file has no ``lvl_1L``, no ``config.json``
     lies beside it and the number of tokens is no published schedule's. ``encoder`` loads the picture encoder too.
     """
-    config = _config_beside(Path(model))
+    config = config_beside(Path(model))
     var_state, vae_state = read_state(Path(model), "var"), read_state(Path(vae), "vae")
-    grids = schedule or _schedule_of(var_state, config, Path(model))
-    tokenizer = tokenizer_of(vae_state, config, Path(vae))
     sizes = model_of(var_state, config, Path(model))
+    tokenizer = tokenizer_of(vae_state, config, Path(vae))
+    grids = schedule or _schedule_of(var_state, config, Path(model))
     with torch.device("meta"):
         var = VAR(sizes, grids)
         vqvae = VQVAE(tokenizer, len(grids), encoder_blocks_of(vae_state), encoder=encoder)
@@ -74,14 +74,16 @@ def load_checkpoint(
             f"{tokenizer.vocabulary} of {tokenizer.code_channels}: give the tokenizer that the model was trained with"
         )
     files = tuple(SourceFile(part, Path(p).name, file_digest(Path(p))) for part, p in (("var", model), ("vae", vae)))
-    source = Source(files, repo, revision, config.get("licence", PUBLISHED_LICENCE if repo else None))
+    if config.class_names and len(config.class_names) != sizes.classes:
+        raise InputError(f"{config.path} names {len(config.class_names)} classes and {model} has {sizes.classes}")
+    source = Source(files, repo, revision, config.licence or (PUBLISHED_LICENCE if repo else None))
     return Checkpoint(
         var.eval().requires_grad_(False),
         vqvae.eval().requires_grad_(False),
         tokenizer,
         grids,
         source,
-        tuple(config.get("class_names", ())),
+        config.class_names,
     )
 
 
@@ -89,27 +91,16 @@ def _keys_under(state: State) -> tuple[str, ...]:
     return tuple(k for k in state if k.startswith(ENCODER_KEYS))
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
-    config = path.parent / "config.json"
-    if not config.is_file():
-        return {}
-    try:
-        loaded = json.loads(config.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{config} is not JSON ({error}): mend it or take it away") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"{config} does not hold a JSON object: mend it or take it away")
-    return loaded
-
-
-def model_of(state: State, config: dict[str, Any], path: Path) -> Model:
+def model_of(state: State, config: Config, path: Path) -> Model:
     """The transformer's sizes from its tensors; only one without ``scale_mul_1H11`` needs ``config.json`` for heads."""
-    needed = ("pos_start", "class_emb.weight", "word_embed.weight", "head.weight", "blocks.0.ffn.fc1.weight")
-    if missing := [k for k in needed if k not in state]:
-        raise InputError(f"{path} is no VAR transformer: it lacks {', '.join(missing)}; is it the tokenizer's file?")
-    width = state["pos_start"].shape[-1]
     scale = state.get("blocks.0.attn.scale_mul_1H11")
-    heads = scale.shape[1] if scale is not None else int(config.get("heads", width // 64))
+    axes = {"pos_start": 3, "class_emb.weight": 2, "word_embed.weight": 2, "head.weight": 2}
+    axes |= {"blocks.0.ffn.fc1.weight": 2} | ({} if scale is None else {"blocks.0.attn.scale_mul_1H11": 4})
+    _need(state, axes, f"{path} is no VAR transformer", "the tokenizer's")
+    width = state["pos_start"].shape[-1]
+    heads = scale.shape[1] if scale is not None else config.heads or width // 64
+    if heads < 1 or width % heads:
+        raise InputError(f"{path} is {width} wide, which {heads} heads cannot share: give heads in a config.json")
     return Model(
         family="var",
         depth=1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))),
@@ -125,16 +116,18 @@ def model_of(state: State, config: dict[str, Any], path: Path) -> Model:
     )
 
 
-def _schedule_of(state: State, config: dict[str, Any], path: Path) -> tuple[Grid, ...]:
+def _schedule_of(state: State, config: Config, path: Path) -> tuple[Grid, ...]:
     """From config.json, else the level of each token, else the published schedule of that length."""
-    if sides := config.get("patch_nums"):
-        return tuple((s, s) if isinstance(s, int) else (int(s[0]), int(s[1])) for s in sides)
-    if "lvl_1L" in state:
-        lengths = state["lvl_1L"].flatten().bincount().tolist()
-        grids = tuple((int(n**0.5), int(n**0.5)) for n in lengths)
+    if config.schedule:
+        return config.schedule
+    _need(state, {"pos_1LC": 3}, f"{path} is no VAR transformer", "the tokenizer's")
+    total = state["pos_1LC"].shape[1]
+    level = state.get("lvl_1L", torch.empty(0)).flatten()
+    if level.dtype == torch.int64 and len(level) == total and 0 <= int(level.min()) <= int(level.max()) < total:
+        lengths = level.bincount().tolist()
+        grids = tuple((math.isqrt(n), math.isqrt(n)) for n in lengths)
         if [h * w for h, w in grids] == lengths:
             return grids
-    total = state["pos_1LC"].shape[1] if "pos_1LC" in state else 0
     for grids in SCHEDULES.values():
         if sum(h * w for h, w in grids) == total:
             return grids
@@ -144,14 +137,19 @@ def _schedule_of(state: State, config: dict[str, Any], path: Path) -> tuple[Grid
     )
 
 
-def tokenizer_of(state: State, config: dict[str, Any], path: Path) -> Tokenizer:
+def tokenizer_of(state: State, config: Config, path: Path) -> Tokenizer:
     """The tokenizer's sizes from its tensors; only the groups of its norms, where not 32, are in ``config.json``."""
-    needed = ("decoder.norm_out.weight", "quantize.embedding.weight", "post_quant_conv.weight")
-    if missing := [k for k in needed if k not in state]:
-        raise InputError(f"{path} is no VAR tokenizer: it lacks {', '.join(missing)}; is it the transformer's file?")
-    channels = state["decoder.norm_out.weight"].shape[0]
     blocks = {(int(m[1]), int(m[2])) for k in state if (m := re.match(r"decoder\.up\.(\d+)\.block\.(\d+)\.", k))}
-    levels = 1 + max(level for level, _ in blocks)
+    levels = 1 + max((level for level, _ in blocks), default=0)
+    axes = {"decoder.norm_out.weight": 1, "quantize.embedding.weight": 2, "post_quant_conv.weight": 4}
+    axes |= {f"decoder.up.{level}.block.0.conv2.weight": 4 for level in range(levels)}
+    _need(state, axes, f"{path} is no VAR tokenizer", "the transformer's")
+    channels = state["decoder.norm_out.weight"].shape[0]
+    if channels < 1 or channels % config.norm_groups:
+        raise InputError(
+            f"{path} has {channels} channels, which cannot be normed in {config.norm_groups} groups: "
+            "give vae.norm_groups in a config.json beside the model"
+        )
     widths = [state[f"decoder.up.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)]
     vocabulary, code_channels = state["quantize.embedding.weight"].shape
     partly = len({k.split(".")[3] for k in state if k.startswith("quantize.quant_resi.qresi_ls.")})
@@ -163,7 +161,7 @@ def tokenizer_of(state: State, config: dict[str, Any], path: Path) -> Tokenizer:
         vocabulary=vocabulary,
         stride=2 ** (levels - 1),
         phi=partly or 4,
-        norm_groups=int(config.get("vae", {}).get("norm_groups", 32)),
+        norm_groups=config.norm_groups,
     )
 
 
@@ -171,3 +169,11 @@ def encoder_blocks_of(state: State) -> int:
     """Residual blocks per encoder level; the published 2 where the file has no encoder."""
     blocks = [int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))]
     return 1 + max(blocks, default=1)
+
+
+def _need(state: State, axes: dict[str, int], wrong: str, other: str) -> None:
+    """Refuses a state dict without the tensors that sizes are read from, or with other numbers of axes than these."""
+    if missing := [key for key in axes if key not in state]:
+        raise InputError(f"{wrong}: it lacks {', '.join(missing)}; is it {other} file?")
+    if odd := [f"{k} has {state[k].ndim} axes, not {count}" for k, count in axes.items() if state[k].ndim != count]:
+        raise InputError(f"{wrong}: {', '.join(odd)}; give the file that was trained")

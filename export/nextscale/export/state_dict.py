@@ -16,6 +16,19 @@ from torch import Tensor, nn
 from nextscale.plan.errors import InputError
 
 State = dict[str, Tensor]
+# What a damaged file makes the readers raise: its bytes are taken for instructions that do not fit each other.
+DAMAGED = (
+    SafetensorError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    zipfile.BadZipFile,
+)
 TRAINER_PARTS = {"var": "var_wo_ddp", "vae": "vae_local"}
 
 
@@ -32,11 +45,17 @@ def read_state(path: Path, part: str) -> State:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({_first_line(error)}): fetch the file again"
         ) from error
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
+                raise InputError(
+                    f"{path} is no PyTorch file, whatever its name says (a web page or a Git LFS pointer, perhaps): "
+                    "fetch the file again, or name it .safetensors if it is that"
+                ) from error
         raise InputError(
             f"{path} is refused: it holds more than tensors, and unpickling it could run code; "
             "save it again as a plain state dict or as .safetensors"
@@ -49,9 +68,13 @@ def _flat(loaded: object, path: Path, part: str) -> State:
         loaded = loaded["trainer"].get(TRAINER_PARTS[part])
         if loaded is None:
             raise InputError(f"{path} is a training file without ['trainer'][{TRAINER_PARTS[part]!r}]")
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
+    if not isinstance(loaded, Mapping) or not loaded or not all(map(_is_entry, loaded.items())):
         raise InputError(f"{path} does not hold a flat state dict of tensors: give the {part} checkpoint itself")
     return dict(loaded)
+
+
+def _is_entry(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def load_strictly(module: nn.Module, state: State, path: Path, ignorable: tuple[str, ...]) -> None:

@@ -118,7 +118,7 @@ class PlainEncoder:
         """32 groups, eps 1e-6, affine."""
         groups = x.unflatten(1, (32, -1))
         centred = groups - groups.mean(dim=(2, 3, 4), keepdim=True)
-        unit = (centred / (centred.square().mean(dim=(2, 3, 4), keepdim=True) + 1e-6).sqrt()).flatten(1, 2)
+        unit: Tensor = (centred / (centred.square().mean(dim=(2, 3, 4), keepdim=True) + 1e-6).sqrt()).flatten(1, 2)
         return unit * self.state[f"{name}.weight"][:, None, None] + self.state[f"{name}.bias"][:, None, None]
 
     def res(self, x: Tensor, name: str) -> Tensor:
