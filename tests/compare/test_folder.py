@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nextscale.compare.folder import replaced
+from nextscale.compare.folder import claimed, replaced
 from nextscale.plan.errors import InputError
 
 
@@ -70,3 +70,38 @@ def test_a_linked_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "r/list.json").write_text(json.dumps({"files": ["pictures/a.png"]}))
     make(tmp_path / "r", "b")
     assert (tmp_path / "elsewhere/a.png").exists()
+
+
+def claim(folder: Path, *folders: str) -> None:
+    claimed(folder, "list.json", ["a.png"], folders)
+    (folder / "a.png").write_text("made")
+    for name in folders:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "whole").write_text("made")
+
+
+def test_claimed_folders_are_removed_whole_and_nothing_beside_them(tmp_path: Path) -> None:
+    claim(tmp_path / "r", "engines/x", "engines/y")
+    (tmp_path / "r/engines/x/more").write_text("left by an interrupted run")
+    (tmp_path / "r/engines/mine").write_text("mine")
+    claim(tmp_path / "r", "engines/x")
+    assert names(tmp_path / "r") == {"list.json", "a.png", "engines/mine", "engines/x/whole"}
+
+
+def test_a_claim_needs_an_empty_folder_or_an_earlier_claim(tmp_path: Path) -> None:
+    (tmp_path / "engines/x").mkdir(parents=True)
+    (tmp_path / "engines/x/mine").write_text("mine")
+    with pytest.raises(InputError, match="not a folder of this command"):
+        claim(tmp_path, "engines/x")
+    assert names(tmp_path) == {"engines/x/mine"}
+
+
+@pytest.mark.parametrize("name", ["..", "../other", "linked", "linked/deep"])
+def test_a_claim_removes_nothing_elsewhere(tmp_path: Path, name: str) -> None:
+    claim(tmp_path / "r", "x")
+    (tmp_path / "other/deep").mkdir(parents=True)
+    (tmp_path / "other/deep/mine").write_text("mine")
+    (tmp_path / "r/linked").symlink_to(tmp_path / "other")
+    (tmp_path / "r/list.json").write_text(json.dumps({"files": [], "folders": [name, "x"]}))
+    claim(tmp_path / "r", "x")
+    assert (tmp_path / "other/deep/mine").exists()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,3 +45,25 @@ def earlier(folder: Path, list_name: str) -> list[Path]:
         ) from error
     inside = [folder / name for name in names if _NAME.fullmatch(name)]
     return [path for path in [*inside, listed] if path.resolve().is_relative_to(folder.resolve())]
+
+
+def claimed(folder: Path, list_name: str, files: Sequence[str], folders: Sequence[str]) -> None:
+    """Makes ``folder`` one in which those files and folders are this command's, and removes what an earlier time left.
+
+    ``list_name`` in it remembers the claim, and is written before anything else is. Raises as :func:`replaced` does.
+    """
+    whole = _claims(folder, list_name) if folder.exists() else []
+    with replaced(folder, list_name) as place:
+        for path in whole:
+            if path.is_dir():
+                shutil.rmtree(path)
+        (place / list_name).write_text(json.dumps({"files": list(files), "folders": list(folders)}), encoding="utf-8")
+
+
+def _claims(folder: Path, list_name: str) -> list[Path]:
+    """The folders that an earlier time claimed; raises as :func:`earlier` does."""
+    earlier(folder, list_name)
+    listed = folder / list_name
+    names = json.loads(listed.read_text(encoding="utf-8")).get("folders", []) if listed.exists() else []
+    paths = [folder / str(name) for name in names if _NAME.fullmatch(str(name))]
+    return [p for p in paths if not p.is_symlink() and p.resolve().is_relative_to(folder.resolve())]
