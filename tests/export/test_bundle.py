@@ -155,6 +155,16 @@ def test_new_weights_behind_the_same_graphs(tmp_path: Path, tiny_checkpoint: Fil
     assert {v.graph for v in new.verified} == {g.name for g in old.graphs}
 
 
+def test_a_fine_tune_without_a_tokenizer_keeps_the_bundles(
+    tmp_path: Path, tiny_checkpoint: Files, tiny_bundle: Path
+) -> None:
+    other = tiny.draw_tiny(tmp_path / "drawn", seed=5)
+    out = reweight(tiny_bundle, other[0], None, tmp_path / "new", quiet)
+    old, new = ({f.weight_set: f for f in open_bundle(b).manifest.source.files} for b in (tiny_bundle, out))
+    assert new["vae"] == old["vae"]
+    assert new["var"].sha256 != old["var"].sha256
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, tiny_bundle: Path) -> None:
     from dataclasses import replace
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -33,10 +32,9 @@ def weights(
     new_folder(out)
     from nextscale.cli.progress import Progress
     from nextscale.cli.report import print_bundle
-    from nextscale.export.extract import extract_tokenizer
     from nextscale.export.reweight import reweight
 
     start = time.monotonic()
-    with Progress() as progress, TemporaryDirectory(prefix="nextscale-") as folder:
-        reweight(bundle, model, vae or extract_tokenizer(bundle, Path(folder)), out, progress)
+    with Progress() as progress:
+        reweight(bundle, model, vae, out, progress)
     print_bundle(out, time.monotonic() - start, json)

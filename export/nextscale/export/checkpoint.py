@@ -22,7 +22,7 @@ from nextscale.runtime.manifest import Source, SourceFile
 VAR_IGNORED = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
 VAE_IGNORED = ("ema_vocab_hit_SV",)
 ENCODER_KEYS = ("encoder.", "quant_conv.")
-PUBLISHED_LICENCE = "MIT (FoundationVision/VAR)"
+LICENCES = {"FoundationVision/var": "MIT"}  # of hub repositories whose licence is known
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,15 @@ def load_checkpoint(
     encoder: bool = False,
     repo: str | None = None,
     revision: str | None = None,
+    config: Config | None = None,
 ) -> Checkpoint:
     """Loads a transformer file and a tokenizer file, strictly by their published keys.
 
     ``schedule`` overrides what the file says; it is needed only where the file has no ``lvl_1L``, no ``config.json``
     lies beside it and the number of tokens is no published schedule's. ``encoder`` loads the picture encoder too.
+    ``config`` takes the place of the ``config.json`` beside the transformer's file.
     """
-    config = config_beside(Path(model))
+    config = config or config_beside(Path(model))
     var_state, vae_state = read_state(Path(model), "var"), read_state(Path(vae), "vae")
     sizes = model_of(var_state, config, Path(model))
     tokenizer = tokenizer_of(vae_state, config, Path(vae))
@@ -76,7 +78,7 @@ def load_checkpoint(
     files = tuple(SourceFile(part, Path(p).name, file_digest(Path(p))) for part, p in (("var", model), ("vae", vae)))
     if config.class_names and len(config.class_names) != sizes.classes:
         raise InputError(f"{config.path} names {len(config.class_names)} classes and {model} has {sizes.classes}")
-    source = Source(files, repo, revision, config.licence or (PUBLISHED_LICENCE if repo else None))
+    source = Source(files, repo, revision, config.licence or LICENCES.get(repo or ""))
     return Checkpoint(
         var.eval().requires_grad_(False),
         vqvae.eval().requires_grad_(False),
