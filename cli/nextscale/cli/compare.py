@@ -99,5 +99,5 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(columns, rows, (False, *[True] * 7), title)
     for sentence in (*(v.sentence for v in comparison.verdicts), *comparison.measured.notes):
         say(sentence)
-    if comparison.measured.machine.busy:
-        say(comparison.measured.machine.busy)
+    if comparison.measured.machine.warning:
+        say(comparison.measured.machine.warning)

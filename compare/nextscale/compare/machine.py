@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,40 +13,62 @@ from pathlib import Path
 PACKAGES = ("nextscale", "torch", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
+LOOK = 0.5  # seconds
+
+
 @dataclass(frozen=True)
 class Machine:
-    """``cores`` are those this process may use; ``load`` the work waiting for them when it began (None: unknown)."""
+    """``cores`` are those this process may use; ``busy`` those that other work kept busy just before, None: unknown."""
 
     processor: str
     cores: int
     system: str
     python: str
     versions: dict[str, str]
-    load: float | None
+    busy: float | None
     date: str
 
     @property
-    def busy(self) -> str | None:
+    def warning(self) -> str | None:
         """One sentence where other work must have disturbed the times; None where it cannot have by much."""
-        if self.load is None or self.load <= 0.3 * self.cores:
+        if self.busy is None or self.busy < 0.1 * self.cores:
             return None
         return (
-            f"other work kept {self.load:.1f} of this machine's {self.cores} cores busy when this began, so times are "
-            "too long and may mislead: measure again on a quiet machine"
+            f"other work kept {self.busy:.1f} cores of this machine busy when this began, so times are too long and "
+            "may mislead: measure again on a quiet machine"
         )
 
 
 def this_machine() -> Machine:
-    """This one, now."""
+    """This one, now; takes half a second of doing nothing, to see who else does something."""
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions={name: found for name in PACKAGES if (found := _version(name))},
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        busy=_busy(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _busy() -> float | None:
+    """Cores that worked while this process slept, stolen time included; None where the system does not tell."""
+    before = _ticks()
+    if before is None:
+        return None
+    time.sleep(LOOK)
+    spent = [b - a for a, b in zip(before, _ticks() or before, strict=True)]
+    idle, total = spent[3] + spent[4], max(sum(spent), 1)  # idle and waiting for the disk
+    return round((1 - idle / total) * (os.cpu_count() or 1), 2)
+
+
+def _ticks() -> list[int] | None:
+    """user, nice, system, idle, iowait, irq, softirq, steal of all cores together, in ticks since the start."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    return [int(field) for field in stat.read_text(encoding="ascii").splitlines()[0].split()[1:9]]
 
 
 def _processor() -> str:

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nextscale.compare.machine import this_machine
+
+
+def test_this_machine_says_what_it_is() -> None:
+    machine = this_machine()
+    assert machine.cores >= 1
+    assert machine.processor
+    assert {"nextscale", "numpy"} <= set(machine.versions)
+    assert machine.busy is None or machine.busy >= 0
+
+
+@pytest.mark.parametrize(
+    ("busy", "cores", "warned"), [(None, 2, False), (0.1, 2, False), (1.5, 2, True), (1.5, 64, False)]
+)
+def test_other_work_is_told_where_it_must_have_disturbed(busy: float | None, cores: int, warned: bool) -> None:
+    machine = replace(this_machine(), busy=busy, cores=cores)
+    assert (machine.warning is not None) == warned
