@@ -174,8 +174,9 @@ def encoder_blocks_of(state: State) -> int:
 
 
 def _need(state: State, axes: dict[str, int], wrong: str, other: str) -> None:
-    """Refuses a state dict without the tensors that sizes are read from, or with other numbers of axes than these."""
+    """Refuses a state dict without the tensors that sizes are read from; they have these numbers of axes, none of 0."""
     if missing := [key for key in axes if key not in state]:
         raise InputError(f"{wrong}: it lacks {', '.join(missing)}; is it {other} file?")
-    if odd := [f"{k} has {state[k].ndim} axes, not {count}" for k, count in axes.items() if state[k].ndim != count]:
-        raise InputError(f"{wrong}: {', '.join(odd)}; give the file that was trained")
+    if odd := [key for key, count in axes.items() if state[key].ndim != count or not state[key].numel()]:
+        shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in odd)
+        raise InputError(f"{wrong}: none has tensors of the shapes {shapes}; give the file that was trained")
