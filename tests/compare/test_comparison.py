@@ -149,18 +149,22 @@ def test_the_classes_are_spread_over_all(found: Comparison) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weight", "where"), [("var/blocks.1.ffn.fc2.weight", "step_00"), ("vae/decoder.conv_out.weight", "decode")]
+    ("bundle", "weight"),
+    [
+        ("tiny_bundle", "var/blocks.1.ffn.fc2.weight"),
+        ("tiny_pruned_bundle", "var/blocks.1.ffn.fc2.weight"),
+        ("tiny_bundle", "vae/decoder.conv_out.weight"),
+    ],
 )
 def test_other_weights_with_right_hashes_are_found(
-    tiny_checkpoint: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path, weight: str, where: str
+    request: pytest.FixtureRequest, tiny_checkpoint: tuple[Path, Path], tmp_path: Path, bundle: str, weight: str
 ) -> None:
-    broken = with_other_weights(tiny_bundle, tmp_path / "broken", weight, lambda w: w * 1.01)
+    broken = with_other_weights(request.getfixturevalue(bundle), tmp_path / "broken", weight, lambda w: w * 1.01)
     found = compare([broken], *tiny_checkpoint, tmp_path / "report", QUICK)
     assert not found.held
     assert (found.verdicts[0].within, found.verdicts[0].wrong) == (0, 4)
     assert all(p.error > 1e-4 for p in found.measured.parities["broken"])
-    if where == "decode":
-        assert found.verdicts[0].where == "decode"
+    assert (found.verdicts[0].where == "decode") == weight.startswith("vae/")
     assert "parity not held" in found.report.read_text(encoding="utf-8")
     with pytest.raises(ParityError, match="broken: parity not held, 4 of 4 pictures"):
         found.check()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from support import tiny
 
-from nextscale.compare.parity import drawn_tokens
+from nextscale.compare.judge import verdict
+from nextscale.compare.parity import PictureParity, PictureStep, drawn_tokens
 from nextscale.compare.sides import Ask, EagerSide
-from nextscale.compare.stability import disturbed, eager_moves
+from nextscale.compare.stability import disturbed, eager_moves, explained
 from nextscale.export.eager import Eager
 from nextscale.export.models.var import VAR
 from nextscale.export.models.vqvae import VQVAE
@@ -64,6 +65,18 @@ def test_the_same_model_in_full_has_nothing_to_tie() -> None:
     eager = side(tied=True)
     run = eager.run(ASK, logits=True)
     assert (eager_moves(eager, ASK, run, "fp32", TOLERANCE) < TOLERANCE).all()
+
+
+@pytest.mark.parametrize(("tied", "undecided"), [(True, True), (False, False)])
+def test_only_a_picture_that_differs_is_asked_about(tied: bool, undecided: bool) -> None:
+    eager = side(pruned=True, tied=tied)
+    run = eager.run(ASK, logits=True)
+    fine, bad = (PictureParity((PictureStep(error, 0.5, 1.0, 1.0),), 0.0) for error in (1e-6, 0.3))
+    first, second = explained([fine, bad], eager, ASK, run, "fp32")
+    assert first is fine
+    assert second.eager_moves is not None
+    assert (second.eager_moves > TOLERANCE) == undecided
+    assert verdict("b", [fine, fine, second], TOLERANCE).held == undecided
 
 
 def test_a_disturbance_ends() -> None:

@@ -88,15 +88,16 @@ def print_comparison(comparison: Comparison) -> None:
             f"{side.faster:.2f}",
             f"{side.flops / 1e9:.3g}",
             "" if side.memory is None else size_text(side.memory),
+            "" if side.own is None else size_text(side.own),
             "equal" if side.psnr is None else f"{side.psnr:.1f}",
             "" if side.ssim is None else f"{side.ssim:.4f}",
         )
         for side in side_summaries(comparison.measured)
     ]
-    columns = ("side", "ms", "quartiles", "times as fast", "GFLOP", "peak memory", "PSNR dB", "SSIM")
+    columns = ("side", "ms", "quartiles", "times as fast", "GFLOP", "peak memory", "own", "PSNR dB", "SSIM")
     count = comparison.measured.options.pictures
     title = f"{count} pictures; times, PSNR and SSIM against eager PyTorch in full"
-    print_table(columns, rows, (False, *[True] * 7), title)
+    print_table(columns, rows, (False, *[True] * 8), title)
     for sentence in (*(v.sentence for v in comparison.verdicts), *comparison.measured.notes):
         say(sentence)
     if comparison.measured.machine.warning:

@@ -18,8 +18,8 @@ from nextscale.compare.memory import MemoryUse, measure
 from nextscale.compare.options import Options
 from nextscale.compare.parity import PictureParity, picture_parities
 from nextscale.compare.quality import Likeness, likeness
-from nextscale.compare.sides import Ask, EagerSide, Opener, Run, Side, Spec
-from nextscale.compare.stability import eager_moves
+from nextscale.compare.sides import Ask, Opener, Run, Side, Spec
+from nextscale.compare.stability import explained
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.types import Plan
 from nextscale.runtime.manifest import Manifest
@@ -128,33 +128,16 @@ def _interleaved(
     for spec in specs:
         if spec.reference is not None:
             found = _parities(spec, sides, ask, runs)
-            parities[spec.name] += _explained(found, spec, sides, ask, runs, parities[spec.name], pictures)
+            differ = sum(p.error > TOLERANCES[spec.precision] for p in (*parities[spec.name], *found))
+            if 2 * differ < pictures:  # else parity is lost, whatever the reason
+                found = explained(found, sides[spec.reference], ask, runs[spec.reference], spec.precision)
+            parities[spec.name] += found
 
 
 def _parities(spec: Spec, sides: dict[str, Side], ask: Ask, runs: dict[str, Run]) -> list[PictureParity]:
     reference = runs[spec.reference or ""]
     forced = sides[spec.name].run(replace(ask, tokens=reference.tokens), logits=True)
     return picture_parities(spec.plan, ask, reference, runs[spec.name], forced)
-
-
-def _explained(
-    found: list[PictureParity],
-    spec: Spec,
-    sides: dict[str, Side],
-    ask: Ask,
-    runs: dict[str, Run],
-    before: Sequence[PictureParity],
-    pictures: int,
-) -> list[PictureParity]:
-    """With how far the reference itself moves, where a picture differs; not asked once half of all differ."""
-    tolerance, side = TOLERANCES[spec.precision], sides[spec.reference or ""]
-    differ = sum(p.error > tolerance for p in [*before, *found])
-    if not any(p.error > tolerance for p in found) or 2 * differ >= pictures or not isinstance(side, EagerSide):
-        return found
-    moves = eager_moves(side, ask, runs[spec.reference or ""], spec.precision, tolerance)
-    return [
-        replace(p, eager_moves=float(move)) if p.error > tolerance else p for p, move in zip(found, moves, strict=True)
-    ]
 
 
 def _asked(options: Options, plan: Plan) -> Ask:

@@ -109,8 +109,8 @@ class Opener:
         return self.checkpoints[precision]
 
     def check(self, specs: Sequence[Spec]) -> None:
-        """Refuse a checkpoint that is not of the plans' model."""
-        checkpoint = self.checkpoint(specs[0].precision)
+        """Refuse a checkpoint that is not of the plans' model. Keeps nothing of it: memory is measured next."""
+        checkpoint = load_checkpoint(self.model, self.vae, self.schedule)
         plan = specs[0].plan
         pairs = {"model": (checkpoint.model, plan.model()), "tokenizer": (checkpoint.tokenizer, plan.tokenizer)}
         for what, (ours, theirs) in pairs.items():

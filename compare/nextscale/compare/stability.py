@@ -8,8 +8,9 @@ where its own logits move beyond the tolerance, the picture decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nextscale.compare.parity import moved
-from nextscale.compare.sides import Ask, EagerSide, Run
+from nextscale.compare.parity import PictureParity, moved
+from nextscale.compare.sides import Ask, EagerSide, Run, Side
+from nextscale.export.verify import TOLERANCES
 
 # Relative size of a token's disturbance: some dozens of roundings of float32, one of a float16 update.
 DISTURBANCE = {"fp32": 2.0**-18, "fp16": 2.0**-11}
 TRIALS = 8  # two tied tokens change places in about half of them
 
 
+def explained(
+    found: Sequence[PictureParity], side: Side, ask: Ask, reference: Run, precision: str
+) -> list[PictureParity]:
+    """The same pictures; those that differ by more than the tolerance say how far ``side``, the reference, moves."""
+    tolerance = TOLERANCES[precision]
+    if not any(p.error > tolerance for p in found) or not isinstance(side, EagerSide):
+        return list(found)
+    moves = eager_moves(side, ask, reference, precision, tolerance)
+    return [
+        replace(p, eager_moves=float(move)) if p.error > tolerance else p for p, move in zip(found, moves, strict=True)
+    ]
+
+
 def eager_moves(side: EagerSide, ask: Ask, reference: Run, precision: str, enough: float) -> NDArray[np.float64]:
     """How far each picture's logits move under forced tokens; trials end once every picture moved by ``enough``."""
-    forced = Ask(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, reference.tokens)
+    forced = replace(ask, tokens=reference.tokens)
     worst = np.zeros(len(ask.labels))
     for trial in range(TRIALS):
         with disturbed(side.eager.var, DISTURBANCE[precision], trial):

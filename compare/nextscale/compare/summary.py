@@ -15,8 +15,9 @@ from nextscale.plan.schedules import tokens
 @dataclass(frozen=True)
 class SideSummary:
     """One side. ``faster`` is eager-in-full's median time over its own, ``flops`` of one run, ``computed`` the share of
-    the full chain's tokens. ``psnr`` in dB (None: every picture is the same) and ``ssim`` are means over pictures
-    against eager in full; ``ssim`` is None where pictures are smaller than its window.
+    the full chain's tokens. ``memory`` is the peak in bytes, ``own`` what of it is not imported libraries; None where
+    not measured. ``psnr`` in dB and ``ssim`` are means over pictures against eager in full: None where every picture
+    is the same, or smaller than SSIM's window.
     """
 
     name: str
@@ -26,6 +27,7 @@ class SideSummary:
     flops: float
     computed: float
     memory: int | None
+    own: int | None
     psnr: float | None
     ssim: float | None
 
@@ -71,7 +73,7 @@ def step_summaries(measured: Measured, bundle: str) -> list[StepSummary]:
 
 
 def _side(record: Record, base: float, batch: int) -> SideSummary:
-    spec, total = record.spec, times(record.totals)
+    spec, total, used = record.spec, times(record.totals), record.memory
     noisy = [found.psnr for found in record.likeness if found.psnr is not None]
     alike = [found.ssim for found in record.likeness if found.ssim is not None]
     return SideSummary(
@@ -81,7 +83,8 @@ def _side(record: Record, base: float, batch: int) -> SideSummary:
         faster=base / total.median,
         flops=plan_cost(spec.plan, batch, spec.precision).total_flops,
         computed=computed_share(spec.plan),
-        memory=None if record.memory is None else record.memory.peak,
+        memory=None if used is None else used.peak,
+        own=None if used is None else used.peak - used.before,
         psnr=fmean(noisy) if noisy else None,
         ssim=fmean(alike) if alike else None,
     )
