@@ -46,6 +46,7 @@ class Chain:
         self.plan, self.graphs, self.images = manifest["plan"], manifest["graphs"], images
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one per core
+        options.log_severity_level = 3  # errors
         options.add_session_config_entry("session.disable_prepacking", "1")  # one copy of the weights for all graphs
         files = [str(bundle / graph["file"]) for graph in self.graphs]
         self.sessions = [ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in files]
