@@ -82,7 +82,7 @@ def main() -> None:
     machine = this_machine()
     with TemporaryDirectory(prefix="bench-export-") as name:
         rows = [measure(recipe, Path(name), options.repeat) for recipe in options.recipe]
-    print(f"{machine.processor}, {machine.cores} cores, load {machine.load}; {machine.versions}")
+    print(f"{machine.processor}, {machine.cores} cores, {machine.busy} busy with other work; {machine.versions}")
     print(f"{'recipe':20} {'seconds':>8} {'Pss/checkpoint':>15} {'bundle/checkpoint':>18}")
     for row in rows:
         print(
