@@ -100,7 +100,7 @@ def test_without_the_l2_norm_scores_are_a_quarter() -> None:
 def test_scale_mul_is_clamped_at_100() -> None:
     attn, y = attention_of(MODEL), torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(0))
     found = []
-    for value in (math.log(100), 9.0, 3.0):
+    for value in (math.log(100), 9.0, math.log(60)):
         attn.scale_mul_1H11.fill_(value)
         found.append(attn(y, None)[0])
     torch.testing.assert_close(found[0], found[1])
@@ -190,6 +190,25 @@ def test_the_null_class_is_the_second_row() -> None:
     assert torch.equal(rows.sos[:2], var.class_emb.weight[[0, 3]])
     for both, one in zip((rows.sos, *rows.adaln, rows.head), (null.sos, *null.adaln, null.head), strict=True):
         torch.testing.assert_close(both[2:], one.expand_as(both[2:]))
+
+
+@pytest.mark.parametrize("name", ["as published", "shared adaLN"])
+def test_conditioning_is_a_linear_of_the_silu_of_the_class(name: str) -> None:
+    var = drawn_var(VARIANTS[name])
+    state: dict[str, Tensor] = dict(var.state_dict())
+    rows = var.begin(torch.tensor([3]), 1)
+    silu = F.silu(state["class_emb.weight"][3])
+
+    def lin(key: str) -> Tensor:
+        return F.linear(silu, state[f"{key}.1.weight"], state[f"{key}.1.bias"]).reshape(1, -1, 64)
+
+    for layer, adaln in enumerate(rows.adaln):
+        if name == "shared adaLN":
+            wanted = lin("shared_ada_lin") + state[f"blocks.{layer}.ada_gss"][0]
+        else:
+            wanted = lin(f"blocks.{layer}.ada_lin")
+        torch.testing.assert_close(adaln, wanted)
+    torch.testing.assert_close(rows.head, lin("head_nm.ada_lin"))
 
 
 @pytest.mark.parametrize("label", [-1, MODEL.classes + 1])
