@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from filelock import FileLock
@@ -183,3 +184,22 @@ def test_reweighting_a_damaged_bundle_is_refused(tmp_path: Path, tiny_checkpoint
         file.truncate(100)
     with pytest.raises(InputError, match=r"step_01\.onnx"):
         reweight(damaged, *tiny_checkpoint, tmp_path / "new", quiet)
+
+
+def test_a_graph_that_samples_by_other_rules_is_refused(
+    tmp_path: Path, tiny_checkpoint: Files, tiny_bundle: Path
+) -> None:
+    """Filters are part of the graph: one that forgets top-p computes every tensor right under forced tokens."""
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_bundle, changed)
+    plan = open_bundle(tiny_bundle).manifest.plan
+    path = changed / "step_03.onnx"
+    model = onnx.load_model(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "ArgMax":  # of the noise alone
+            noisy = next(n for n in model.graph.node if node.input[0] in n.output)
+            node.input[0] = noisy.input[1]
+    onnx.save_model(model, path)
+    eager = prepared(load_checkpoint(*tiny_checkpoint), plan, "fp32")
+    with pytest.raises(ParityError, match=r"step_03: \d+ of \d+ tokens are drawn differently"):
+        verify(changed, eager, "fp32", quiet)

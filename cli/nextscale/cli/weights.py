@@ -21,7 +21,9 @@ def weights(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make the bundle of a fine-tune: new weights behind the same graphs; nothing is traced, everything is verified.
+    """Make the bundle of a fine-tune: new weights behind the same graphs; nothing is traced.
+
+    Every graph is verified as by an export, but of bf16, which the CPU cannot run.
 
     \b
     nextscale weights engines/var-d16 --model tuned.pth -o engines/tuned

@@ -125,14 +125,15 @@ def _schedule_of(state: State, config: Config, path: Path) -> tuple[Grid, ...]:
     _need(state, {"pos_1LC": 3}, f"{path} is no VAR transformer", "the tokenizer's")
     total = state["pos_1LC"].shape[1]
     level = state.get("lvl_1L", torch.empty(0)).flatten()
+    known = [grids for grids in SCHEDULES.values() if sum(h * w for h, w in grids) == total]
     if level.dtype == torch.int64 and len(level) == total and 0 <= int(level.min()) <= int(level.max()) < total:
         lengths = level.bincount().tolist()
-        grids = tuple((math.isqrt(n), math.isqrt(n)) for n in lengths)
-        if [h * w for h, w in grids] == lengths:
-            return grids
-    for grids in SCHEDULES.values():
-        if sum(h * w for h, w in grids) == total:
-            return grids
+        known = [grids for grids in known if [h * w for h, w in grids] == lengths]
+        squares = tuple((math.isqrt(n), math.isqrt(n)) for n in lengths)
+        if [h * w for h, w in squares] == lengths:
+            return squares
+    if known:
+        return known[0]
     raise InputError(
         f"the schedule of {path} ({total} tokens) is not known: give --schedule, "
         "or patch_nums in a config.json beside it"

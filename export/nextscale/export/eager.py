@@ -88,8 +88,7 @@ class Eager:
         self, request: Request, on_block: Callable[[int, int, Tensor], None] | None = None
     ) -> Iterator[EagerStep]:
         """Runs step by step. ``on_block(step order, layer index, x)`` sees the residual stream after every block."""
-        if min(request.labels) < 0 or max(request.labels) > self.var.model.classes:
-            raise InputError(f"labels {list(request.labels)} are asked for; the model has 0..{self.var.model.classes}")
+        self._check(request)
         labels = torch.tensor(request.labels, device=self.var.pos_start.device)
         cond = self.var.begin(labels, len(self.plan.guidance.rows))
         state = State()
@@ -97,6 +96,26 @@ class Eager:
             start = time.perf_counter()
             prediction = self.run_step(step, cond, state, self.draw(step, request), on_block)
             yield EagerStep(step, prediction, time.perf_counter() - start)
+
+    def _check(self, request: Request) -> None:
+        """Refuses what the runtime refuses, so that both sides of a comparison are asked the same."""
+        classes, orders = self.var.model.classes, {step.order: step for step in self.plan.steps}
+        if not request.labels or min(request.labels) < 0 or max(request.labels) > classes:
+            raise InputError(
+                f"labels {list(request.labels)} are asked for; the model has 0..{classes}, one for a picture"
+            )
+        if not (0 < request.top_p <= 1 and request.temperature > 0):
+            raise InputError(
+                f"top-p {request.top_p} and temperature {request.temperature} are asked for: "
+                "top-p is above 0 and at most 1, temperature above 0"
+            )
+        for order, tokens in (request.tokens or {}).items():
+            wanted = (len(request.labels), orders[order].tokens_out) if order in orders else None
+            if tuple(tokens.shape) != wanted or int(tokens.max()) >= self.var.model.vocabulary:
+                raise InputError(
+                    f"tokens {tuple(tokens.shape)} are forced at step {order}: {wanted or 'no such step'} fits, "
+                    f"each below {self.var.model.vocabulary}"
+                )
 
     def run_step(
         self,

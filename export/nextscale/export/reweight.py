@@ -24,7 +24,8 @@ def reweight(bundle: Path, model: Path, vae: Path | None, out: Path, progress: P
 
     ``vae`` is None where the fine-tune left the tokenizer as it was. The files must be of the bundle's architecture:
     equal sizes and schedule give an equal layout of the weights file, which is what the graphs refer to. Every graph is
-    verified again, as after an export. Raises :class:`InputError` where the architectures differ.
+    verified again, as after an export; of bfloat16, which the CPU cannot run, the export's own account
+    stands. Raises :class:`InputError` where the architectures differ.
     """
     old = open_bundle(bundle).manifest
     plan = old.plan

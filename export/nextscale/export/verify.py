@@ -1,13 +1,14 @@
 """Proving a finished bundle folder against the eager model, before anyone can open it.
 
 Every graph gets the eager model's own inputs (forced tokens, the same noise, past and caches of the eager run), so an
-error is the graph's alone and does not grow along the chain.
+error is the graph's alone and does not grow along the chain. Then it samples for itself from that noise: filters and
+sampling are in the graph too, and forced tokens would hide them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from nextscale.runtime.signatures import cache_buffer, derive_graphs, tape_buffe
 # Times max(1, standard deviation of the logits). float32: what an independent implementation of the same formulas
 # reaches, with room; a wrong GELU is 13 times larger. float16: its rounding, 2**-11, through the blocks.
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-2}
+# Share of tokens that may be drawn differently from the same noise, beside one: logits that tie to rounding.
+UNEQUAL = {"fp32": 0.01, "fp16": 0.1}
 # Two tokens whose scores tie to rounding may change places between two correct implementations: another seed decides.
 SEEDS = (0, 1, 2)
 
@@ -48,12 +51,21 @@ def _operators(path: Path) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Difference:
-    """The worst tensor of one graph: its largest error, in units of max(1, std of the eager tensor)."""
+    """The worst tensor of one graph: its largest error, in units of max(1, std of the eager tensor).
+
+    ``unequal`` of ``drawn`` tokens differ where the graph samples for itself, from the eager model's noise.
+    """
 
     graph: str
     tensor: str
     error: float
     absolute: float
+    drawn: int = 0
+    unequal: int = 0
+
+    def fits(self, precision: str) -> bool:
+        """Whether numbers and draws are within what rounding explains."""
+        return self.error <= TOLERANCES[precision] and self.unequal <= 1 + UNEQUAL[precision] * self.drawn
 
 
 def verify(
@@ -67,17 +79,25 @@ def verify(
     for seed in SEEDS:
         request = Request([seed % eager.var.model.classes, eager.var.model.classes // 2], seed=seed, top_p=0.9)
         worst = _differences(folder, graphs, eager, request, progress)
-        if all(d.error <= TOLERANCES[precision] for d in worst):
-            return tuple(
-                Verified(d.graph, f"{how}, forced tokens, eager inputs, seed {seed}", d.absolute, TOLERANCES[precision])
-                for d in worst
-            )
-    bad = max(worst, key=lambda d: d.error)
+        if all(d.fits(precision) for d in worst):
+            return tuple(Verified(d.graph, f"{how}, {_met(d, seed)}", d.error, TOLERANCES[precision]) for d in worst)
+    bad = max((d for d in worst if not d.fits(precision)), key=lambda d: (d.error, d.unequal))
+    found = f"{bad.tensor} differs from the eager model by {bad.absolute:.3g} ({bad.error:.3g} of its spread, "
+    found += f"{TOLERANCES[precision]:.0e} is allowed)"
+    if bad.error <= TOLERANCES[precision]:
+        found = f"{bad.unequal} of {bad.drawn} tokens are drawn differently from the eager model's own noise"
     raise ParityError(
-        f"{bad.graph}: {bad.tensor} differs from the eager model by {bad.absolute:.3g} ({bad.error:.3g} of its spread, "
-        f"{TOLERANCES[precision]:.0e} is allowed) with every one of {len(SEEDS)} seeds: the bundle is not published; "
+        f"{bad.graph}: {found} with every one of {len(SEEDS)} seeds: the bundle is not published; "
         "`docs/parity.md` says how to find the layer"
     )
+
+
+def _met(difference: Difference, seed: int) -> str:
+    """How one graph was checked, for the manifest."""
+    drawn = f"; {difference.drawn - difference.unequal} of {difference.drawn} tokens drawn equal" * bool(
+        difference.drawn
+    )
+    return f"forced tokens, eager inputs, seed {seed}{drawn}"
 
 
 def _differences(
@@ -149,7 +169,8 @@ def _compare(folder: Path, graph: Graph, values: Mapping[str, Tensor], expected:
     options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(folder / graph.file, options, providers=["CPUExecutionProvider"])
     names = [t.name for t in graph.outputs]
-    got = session.run(names, {t.name: values[t.name].numpy() for t in graph.inputs})
+    given = {t.name: values[t.name].numpy() for t in graph.inputs}
+    got = session.run(names, given)
     worst = Difference(graph.name, "", 0.0, 0.0)
     for name, array in zip(names, got, strict=True):
         wanted = expected[name].float().numpy()
@@ -157,4 +178,7 @@ def _compare(folder: Path, graph: Graph, values: Mapping[str, Tensor], expected:
         error = absolute / max(1.0, float(wanted.std()))
         if not error <= worst.error:
             worst = Difference(graph.name, name, error, absolute)
-    return worst
+    if "tokens.in" not in given:
+        return worst
+    drawn = session.run(["tokens.out"], given | {"tokens.in": np.full_like(given["tokens.in"], -1)})[0]
+    return replace(worst, drawn=drawn.size, unequal=int((drawn != given["tokens.in"]).sum()))

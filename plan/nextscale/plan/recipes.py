@@ -128,11 +128,11 @@ _DEMO = Recipe(
     name="demo",
     version=1,
     description="The small model of letters, digits and shapes at 64 px that comes with the repository",
-    model=var_model(7, 192, 6, classes=16, vocabulary=512, code_channels=16, shared_adaln=True),
-    tokenizer=Tokenizer(32, (1, 2, 3), res_blocks=1, code_channels=16, vocabulary=512, stride=4),
+    model=var_model(7, 192, 3, classes=16, vocabulary=512, code_channels=16, shared_adaln=True),
+    tokenizer=Tokenizer(32, (1, 1, 2), res_blocks=1, code_channels=16, vocabulary=512, stride=4, norm_groups=8),
     schedule=squares(1, 2, 3, 4, 6, 8, 12, 16),
     sampling=Sampling(top_k=0),
-    defaults=(("guidance_scale", 1.5), ("top_p", 0.95), ("temperature", 1.0)),
+    defaults=(("guidance_scale", 3.0), ("top_p", 0.9), ("temperature", 1.0)),
 )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nextscale.export.models.resize import Resize
+from nextscale.plan.errors import PlanError
 from nextscale.plan.types import Grid, SubLayer
 from nextscale.plugins.scatter_restore import scatter_restore
 
@@ -45,7 +46,7 @@ def run_sub_layer(
         update = compute(x)
         return x + update, update if sub.cache else None
     if cache is None or cache_grid is None:
-        return x, None
+        raise PlanError(f"{sub.name} keeps {sub.kept} tokens and has no restore cache for the others")
     index = kept_index(x, sub.kept)
     tokens = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     matrices = (_area(resize, c, g, x) for c, g in zip(cache_grid, grid, strict=True))
