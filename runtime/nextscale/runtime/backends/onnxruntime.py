@@ -70,6 +70,8 @@ class OnnxRuntime(Backend):
         options.intra_op_num_threads = self.threads or 0
         options.enable_mem_pattern = False  # one block per graph and shape, which sessions cannot share
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # Every session has threads of its own: those of the step before would spin on the cores that this one needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
