@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 
 import pytest
 
-from nextscale.compare.machine import this_machine
+from nextscale.compare.machine import OtherWork, this_machine
 
 
 def test_this_machine_says_what_it_is() -> None:
@@ -21,3 +23,17 @@ def test_this_machine_says_what_it_is() -> None:
 def test_other_work_is_told_where_it_must_have_disturbed(busy: float | None, cores: int, warned: bool) -> None:
     machine = replace(this_machine(), busy=busy, cores=cores)
     assert (machine.warning is not None) == warned
+
+
+def test_our_own_work_is_not_others() -> None:
+    others = OtherWork()
+    before = others.cores()
+    if before is None:
+        pytest.skip("this system does not tell")
+    start, own = time.perf_counter(), time.process_time()
+    while time.perf_counter() - start < 0.5:
+        pass
+    worked = (time.process_time() - own) / (time.perf_counter() - start)
+    found = others.cores()
+    assert found is not None
+    assert found <= (os.cpu_count() or 1) - worked + 0.2

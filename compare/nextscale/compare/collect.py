@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from nextscale.compare.lineup import FULL, make_specs
-from nextscale.compare.machine import Machine, this_machine
+from nextscale.compare.machine import Machine, OtherWork, this_machine
 from nextscale.compare.memory import MemoryUse, measure
 from nextscale.compare.options import Options
 from nextscale.compare.parity import PictureParity, picture_parities
@@ -81,7 +81,6 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
     threads = options.threads or torch.get_num_threads()
     opener = Opener(model, vae, options.backend, options.device, threads, options.batch, specs[0].plan.schedule)
     asked = _asked(options, specs[0].plan)
-    machine = this_machine()
     opener.check(specs)
     first = replace(asked, labels=asked.labels[: options.batch])
     memory: dict[str, MemoryUse | None] = {}
@@ -96,9 +95,11 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
             progress("warm up", done, len(specs), spec.name)
             for _ in range(options.warm_up):
                 sides[spec.name].run(first)
+        others = OtherWork()
         for index, ask in enumerate(_asks(asked, options)):
             progress("run", index, options.pictures // options.batch, asked_for(ask))
             _interleaved(specs, sides, ask, index, records, parities, options.pictures)
+        machine = this_machine(others)
     notes = tuple(_notes(bundles, manifests, opener))
     return Measured(options, asked, threads, machine, records, parities, manifests[0].classes or (), notes)
 

@@ -11,14 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("nextscale", "torch", "onnxruntime", "onnxruntime-gpu", "numpy")
-
-
 LOOK = 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Machine:
-    """``cores`` are those this process may use; ``busy`` those that other work kept busy just before, None: unknown."""
+    """``cores`` are those this process may use; ``busy`` those that other work kept busy meanwhile, None: unknown."""
 
     processor: str
     cores: int
@@ -34,33 +32,42 @@ class Machine:
         if self.busy is None or self.busy < 0.1 * self.cores:
             return None
         return (
-            f"other work kept {self.busy:.1f} cores of this machine busy when this began, so times are too long and "
-            "may mislead: measure again on a quiet machine"
+            f"other work kept {self.busy:.1f} cores of this machine busy meanwhile, so times are too long and may "
+            "mislead: measure again on a quiet machine"
         )
 
 
-def this_machine() -> Machine:
-    """This one, now; takes half a second of doing nothing, to see who else does something."""
+class OtherWork:
+    """How busy everyone but this process keeps the machine, from the making of this object on."""
+
+    def __init__(self) -> None:
+        self._before, self._own, self._start = _ticks(), time.process_time(), time.perf_counter()
+
+    def cores(self) -> float | None:
+        """Cores, on average until now, time stolen by a host included; None where the system does not tell."""
+        now = _ticks()
+        if self._before is None or now is None:
+            return None
+        spent = [b - a for a, b in zip(self._before, now, strict=True)]
+        idle, total = spent[3] + spent[4], max(sum(spent), 1)  # idle and waiting for the disk
+        own = (time.process_time() - self._own) / (time.perf_counter() - self._start)
+        return round(max(0.0, (1 - idle / total) * (os.cpu_count() or 1) - own), 2)
+
+
+def this_machine(other_work: OtherWork | None = None) -> Machine:
+    """This one, with what ``other_work`` saw; without it, takes half a second of doing nothing to see who works."""
+    if other_work is None:
+        other_work = OtherWork()
+        time.sleep(LOOK)
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions={name: found for name in PACKAGES if (found := _version(name))},
-        busy=_busy(),
+        busy=other_work.cores(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _busy() -> float | None:
-    """Cores that worked while this process slept, stolen time included; None where the system does not tell."""
-    before = _ticks()
-    if before is None:
-        return None
-    time.sleep(LOOK)
-    spent = [b - a for a, b in zip(before, _ticks() or before, strict=True)]
-    idle, total = spent[3] + spent[4], max(sum(spent), 1)  # idle and waiting for the disk
-    return round((1 - idle / total) * (os.cpu_count() or 1), 2)
 
 
 def _ticks() -> list[int] | None:
