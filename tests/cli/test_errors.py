@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from support.command import Command
 
-from nextscale.cli.errors import EXTRAS, explained
+from nextscale.cli.errors import EXTRAS, explained, stoppable
+from nextscale.cli.progress import Progress
 from nextscale.plan.errors import EnvironmentProblem, InputError, ParityError
 
 MAIN = [sys.executable, "-m", "nextscale.cli"]
@@ -131,3 +133,17 @@ def test_a_terminal_without_the_signs_still_gets_its_table(fresh: Command) -> No
     run = fresh("plan", "var-d16", PYTHONIOENCODING="ascii")
     assert run.status == 0, run.err
     assert "16?16" in run.out
+
+
+def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_progress() -> None:
+    progress = Progress()
+
+    def command() -> None:
+        with stoppable():
+            with contextlib.suppress(KeyboardInterrupt):  # as a destructor does
+                signal.raise_signal(signal.SIGINT)
+            progress("trace", 0, 1, "x")
+
+    with pytest.raises(KeyboardInterrupt):
+        command()
+    progress("trace", 0, 1, "y")  # over with the command

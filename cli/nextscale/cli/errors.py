@@ -109,16 +109,32 @@ def stoppable() -> Iterator[None]:
         yield
         return
 
-    def terminated(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        _stops.append(KeyboardInterrupt())
+        raise _stops[-1]
 
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminated}
+    def terminated(number: int, frame: FrameType | None) -> None:
+        _stops.append(SystemExit(128 + number))
+        raise _stops[-1]
+
+    _stops.clear()
+    handlers = {signal.SIGINT: interrupted, signal.SIGTERM: terminated}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
+        _stops.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_stops: list[BaseException] = []  # what signals have raised in this command
+
+
+def check_stop() -> None:
+    """Raises again what a signal raised, where a library swallowed it: in a destructor or a callback from C."""
+    if _stops:
+        raise _stops[-1]
 
 
 def _line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     import rich.progress
 
+from nextscale.cli.errors import check_stop
 from nextscale.cli.output import console
 
 QUIET_SECONDS = 10.0  # between two plain lines of one stage
@@ -34,6 +35,7 @@ class Progress:
         return self
 
     def __call__(self, stage: str, done: int, total: int, what: str) -> None:
+        check_stop()
         if self._bar is None:
             self._line(stage, done, total, what)
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,8 +60,29 @@ class Component:
 @contextmanager
 def without_weights() -> Iterator[FakeTensorMode]:
     """Modules made inside hold shapes and dtypes only; they can be traced, not run."""
-    with FakeTensorMode() as mode:
+    with _signals_later(), FakeTensorMode() as mode:
         yield mode
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Interrupts wait for the end of this block: PyTorch ends the process where fake tensors' Python code raises.
+
+    ``std::terminate`` skips every clean-up, so an interrupted export would leave its folder behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
 
 
 class _Together(nn.Module):
@@ -95,7 +118,7 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
         return {i: symbols[d] for i, d in enumerate(argument.shape) if isinstance(d, str)}
 
     module = _Together([Piece("", nn.Identity(), (arguments[0],), ("",)), *pieces]).eval()
-    with _quiet():
+    with _signals_later(), _quiet():
         program = torch.onnx.export(
             module,
             examples,
