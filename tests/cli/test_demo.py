@@ -12,6 +12,8 @@ from PIL import Image
 from support import tiny
 from support.command import Command
 
+from nextscale.cli.demo import checkpoint_files
+
 QUICK = ("--n", "2", "--threads", "1")
 SCHEDULE = tiny.SCHEDULE
 
@@ -69,3 +71,23 @@ def test_a_folder_without_a_checkpoint_is_refused(nextscale: Command, tmp_path: 
     assert run.status == 2
     assert "does not hold var.safetensors" in run.sentence
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_repositorys_checkpoint_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(__file__).resolve().parents[2] / "checkpoints/demo"
+    assert checkpoint_files(None) == (folder / "var.safetensors", folder / "vae.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_real_demo(nextscale: Command, tmp_path: Path) -> None:
+    run = nextscale("demo", "-o", tmp_path / "demo", "--n", "4")
+    assert run.status == 0, run.err
+    assert "demo-fastvar: parity held" in run.out
+    report = json.loads((tmp_path / "demo/report/report.json").read_text())
+    assert report["labels"] == ["A", "2", "circle", "heart"]
+    full, pruned = report["summary"][-2:]
+    assert pruned["flops"] < 0.9 * full["flops"]
+    assert full["ssim"] > 0.999
+    assert pruned["ssim"] > 0.5  # a drawn model's are below
