@@ -31,11 +31,19 @@ def test_missing_unexpected_and_misshapen_keys_are_listed_at_once(files: Files) 
     assert "1 misshapen: head.bias (63,), not (64,)" in said
 
 
-def test_a_long_list_is_cut_and_counted(files: Files) -> None:
-    for i in range(20):
-        files.states["vae"][f"extra.{i:02d}"] = torch.zeros(1)
+def test_every_key_of_a_long_list_is_named(files: Files) -> None:
+    for i in (*range(20), 30):
+        files.states["vae"][f"extra.{i}.weight"] = torch.zeros(1)
+    files.states["vae"]["odd"] = torch.zeros(1)
     files.write("vae")
-    with pytest.raises(InputError, match=r"20 unexpected: extra\.00, .*extra\.05 and 14 more"):
+    with pytest.raises(InputError, match=r"22 unexpected: extra\.\{0-19,30\}\.weight, odd\)"):
+        files.load()
+
+
+def test_a_layer_numbered_beyond_reason_is_refused_at_once(files: Files) -> None:
+    files.states["var"]["blocks.99999999999.attn.q_bias"] = torch.zeros(64)
+    files.write("var")
+    with pytest.raises(InputError, match=r"missing: blocks\.2\..* unexpected: blocks\.99999999999\.attn\.q_bias"):
         files.load()
 
 

@@ -105,7 +105,7 @@ def model_of(state: State, config: Config, path: Path) -> Model:
         raise InputError(f"{path} is {width} wide, which {heads} heads cannot share: give heads in a config.json")
     return Model(
         family="var",
-        depth=1 + max(int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))),
+        depth=_count(r"blocks\.(\d+)\.", state),
         width=width,
         heads=heads,
         head_dim=width // heads,
@@ -142,8 +142,7 @@ def _schedule_of(state: State, config: Config, path: Path) -> tuple[Grid, ...]:
 
 def tokenizer_of(state: State, config: Config, path: Path) -> Tokenizer:
     """The tokenizer's sizes from its tensors; only the groups of its norms, where not 32, are in ``config.json``."""
-    blocks = {(int(m[1]), int(m[2])) for k in state if (m := re.match(r"decoder\.up\.(\d+)\.block\.(\d+)\.", k))}
-    levels = 1 + max((level for level, _ in blocks), default=0)
+    levels = _count(r"decoder\.up\.(\d+)\.", state) or 1
     axes = {"decoder.norm_out.weight": 1, "quantize.embedding.weight": 2, "post_quant_conv.weight": 4}
     axes |= {f"decoder.up.{level}.block.0.conv2.weight": 4 for level in range(levels)}
     _need(state, axes, f"{path} is no VAR tokenizer", "the transformer's")
@@ -159,7 +158,7 @@ def tokenizer_of(state: State, config: Config, path: Path) -> Tokenizer:
     return Tokenizer(
         channels=channels,
         multipliers=tuple(w // channels for w in widths),
-        res_blocks=1 + max(block for _, block in blocks),
+        res_blocks=_count(r"decoder\.up\.0\.block\.(\d+)\.", state),
         code_channels=code_channels,
         vocabulary=vocabulary,
         stride=2 ** (levels - 1),
@@ -170,8 +169,12 @@ def tokenizer_of(state: State, config: Config, path: Path) -> Tokenizer:
 
 def encoder_blocks_of(state: State) -> int:
     """Residual blocks per encoder level; the published 2 where the file has no encoder."""
-    blocks = [int(m[1]) for k in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))]
-    return 1 + max(blocks, default=1)
+    return _count(r"encoder\.down\.0\.block\.(\d+)\.", state) or 2
+
+
+def _count(pattern: str, state: State) -> int:
+    """How many numbers the keys have there: a layer numbered far beyond the others is not that many layers."""
+    return len({m[1] for key in state if (m := re.match(pattern, key))})
 
 
 def _need(state: State, axes: dict[str, int], wrong: str, other: str) -> None:

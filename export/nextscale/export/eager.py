@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +14,12 @@ from nextscale.export.models.resize import resizes_of
 from nextscale.export.models.step import Draw, Prediction, no_tokens, predict
 from nextscale.export.models.var import VAR, Conditioning
 from nextscale.export.models.vqvae import VQVAE
-from nextscale.plan.errors import InputError
-from nextscale.plan.types import Layer, Plan, Step
+from nextscale.plan.errors import InputError, PlanError
+from nextscale.plan.types import Layer, Plan, Step, TapeWrite
 from nextscale.runtime.noise import SAMPLING, SMOOTHING, step_uniforms
 
 OnBlock = Callable[[int, int, Tensor], None]  # step order, layer index, residual stream (R, n, C)
+Rows = tuple[Tensor, Tensor]  # keys and values (rows, R, H, hd)
 
 
 @dataclass
@@ -27,7 +28,7 @@ class State:
 
     map: Tensor | None = None
     code_sum: Tensor | None = None
-    tapes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tapes: dict[str, Rows] = field(default_factory=dict)
     caches: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -146,15 +147,11 @@ class Eager:
             for sub in layer.sub_layers
             if sub.kept is not None and sub.cache
         }
-        past = [state.tapes[s.tape] for s in layer.past]
         out = self.var.blocks[layer.index](
-            x, cond.adaln[layer.index], layer, step.grid, self.var.resize, past[0] if past else None, caches
+            x, cond.adaln[layer.index], layer, step.grid, self.var.resize, past_rows(layer, state.tapes), caches
         )
         for write in layer.writes:
-            rows = (out.key, out.value)
-            state.tapes[write.tape] = (
-                rows if not past else (torch.cat((past[0][0], rows[0])), torch.cat((past[0][1], rows[1])))
-            )
+            state.tapes[write.tape] = written(write, state.tapes.get(write.tape), (out.key, out.value))
         for sub in layer.sub_layers:
             if sub.name in out.caches and sub.cache:
                 state.caches[sub.cache] = out.caches[sub.name]
@@ -171,3 +168,24 @@ class Eager:
         """Code sum (B, Z, Sh, Sw) to pictures (B, H, W, 3) float32 in [0, 1]."""
         pictures: np.ndarray = self.vae.decode(code_sum).permute(0, 2, 3, 1).cpu().numpy()
         return pictures
+
+
+def past_rows(layer: Layer, tapes: Mapping[str, Rows]) -> Rows | None:
+    """The rows of earlier steps that a layer attends to, in the order of its segments; None where it has no past."""
+    if any(s.gate for s in layer.past):
+        raise PlanError(f"layer {layer.index} reads rows through a gate, which a VAR block does not have")
+    parts = [tuple(t[s.start : s.start + s.length] for t in tapes[s.tape]) for s in layer.past]
+    if len(parts) < 2:
+        return (parts[0][0], parts[0][1]) if parts else None
+    return torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts])
+
+
+def written(write: TapeWrite, before: Rows | None, rows: Rows) -> Rows:
+    """A tape after a write of ``rows``: behind its first ``write.start`` rows, or in place of all of them."""
+    keys, values = before if before and write.mode == "append" else (rows[0][:0], rows[1][:0])
+    if len(keys) < write.start or len(rows[0]) != write.length:
+        raise PlanError(
+            f"the plan leaves {write.length} rows at row {write.start} of the tape {write.tape!r}; "
+            f"a VAR block leaves all of its {len(rows[0])}, and {len(keys)} rows are there"
+        )
+    return torch.cat((keys[: write.start], rows[0])), torch.cat((values[: write.start], rows[1]))

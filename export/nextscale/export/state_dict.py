@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,7 +96,7 @@ def load_strictly(module: nn.Module, state: State, path: Path, ignorable: tuple[
         ],
     }
     if any(problems.values()):
-        lists = "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in problems.items() if keys)
+        lists = "; ".join(f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in problems.items() if keys)
         raise InputError(
             f"{path} does not fit the model that it should hold ({lists}): give the file that belongs to it"
         )
@@ -111,8 +112,25 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _some(keys: list[str], most: int = 6) -> str:
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def _listed(keys: list[str]) -> str:
+    """Every key, those that differ in the first number alone as one: ``blocks.{0-15,17}.attn.q_bias``."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for key in keys:
+        head, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", key, maxsplit=1)
+        numbers.setdefault((head, "".join(rest[1:])), []).extend(map(int, rest[:1]))
+    return ", ".join(f"{head}{_ranges(found)}{tail}" for (head, tail), found in numbers.items())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``7`` or ``{0-15,17}``; nothing for no number."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{{{text}}}" if len(numbers) > 1 else text
 
 
 def _first_line(error: Exception) -> str:
