@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_drawing_is_what_the_library_draws(
     assert var.read_bytes() == tiny_checkpoint[0].read_bytes()
     assert str(var) in run.out
     assert "next: nextscale export --recipe var-d16 --model" in run.out
+
+
+def test_the_next_command_that_drawing_names_works(tmp_path: Path, nextscale: Command) -> None:
+    more = ["--depth", "1", "--channels", "32", "--multipliers", "1", "--schedule", "1x1,2x3", "--vocabulary", "32"]
+    run = nextscale("draw", "var-d16", "-o", tmp_path, *more)
+    (line,) = [line for line in run.out.splitlines() if line.startswith("next: nextscale ")]
+    named = shlex.split(line.removeprefix("next: nextscale ").replace("engines/NAME", str(tmp_path / "named")))
+    run = nextscale(*named)
+    assert run.status == 0, run.err
 
 
 def test_a_depth_alone_brings_its_width_and_heads(tmp_path: Path, nextscale: Command) -> None:

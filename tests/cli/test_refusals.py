@@ -75,7 +75,8 @@ ARGUMENTS = [
     (["generate", "{toy}", "--labels", "1", "--seed", "-5"], r"seed is a whole number from 0 .*; found -5"),
     (["generate", "{toy}", "--labels", "1", "--backend", "magic"], r"backend 'magic' is none of .*onnxruntime"),
     (["generate", "{toy}", "--labels", "1", "--device", "tpu"], r"has the devices 'cpu' and 'cuda'; found 'tpu'"),
-    (["generate", "{toy}", "--labels", "1", "--threads", "0"], r"threads is a whole number from 1 on.*; found 0"),
+    (["generate", "{toy}", "--labels", "1", "--threads", "0"], r"threads is 1 to 256.*; found 0"),
+    (["generate", "{toy}", "--labels", "1", "--threads", "20000"], r"threads is 1 to 256.*; found 20000"),
 ]
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -22,6 +23,7 @@ from nextscale.export.checkpoint import load_checkpoint
 from nextscale.export.reweight import reweight
 from nextscale.export.verify import verify
 from nextscale.plan.errors import EnvironmentProblem, InputError, ParityError
+from nextscale.runtime import Pipeline
 from nextscale.runtime.bundle import open_bundle
 
 Files = tuple[Path, Path]
@@ -134,7 +136,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_next_one_works(tmp_path: P
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_precision(tmp_path: Path, tiny_checkpoint: Files, precision: str) -> None:
+def test_half_precision(tmp_path: Path, tiny_checkpoint: Files, tiny_pruned_bundle: Path, precision: str) -> None:
     out = tiny.export_tiny(tiny_checkpoint, tmp_path / precision, "var-d16-fastvar", precision=precision)
     manifest = open_bundle(out).manifest
     dtypes = {name: w.dtype for name, w in manifest.weights.items()}
@@ -144,6 +146,16 @@ def test_half_precision(tmp_path: Path, tiny_checkpoint: Files, precision: str) 
     for name in ("derived/var/blocks.0.attn.q_scale", "var/class_emb.weight", "vae/quantize.embedding.weight"):
         assert dtypes[name] == "float32"
     assert all(("twin" in v.how) == (precision == "bf16") for v in manifest.verified)
+    if precision == "bf16":
+        with pytest.raises(
+            InputError, match="a bundle in bf16, which onnxruntime does not run on cpu: export one in fp32"
+        ):
+            Pipeline.open(out)
+        return
+    with Pipeline.open(out, threads=1) as pipeline, Pipeline.open(tiny_pruned_bundle, threads=1) as single:
+        tokens = single.generate([1, 2, 3], seed=4).tokens
+        result, reference = (p.generate([1, 2, 3], seed=4, tokens=tokens).floats for p in (pipeline, single))
+    assert np.abs(result - reference).max() < 2e-2  # the decoder in half precision, on the same codes
 
 
 def test_new_weights_behind_the_same_graphs(tmp_path: Path, tiny_checkpoint: Files, tiny_bundle: Path) -> None:

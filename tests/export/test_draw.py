@@ -128,6 +128,13 @@ def test_an_interrupted_draw_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_draw_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".draw.tmp-1").mkdir()
+    (tmp_path / ".draw.tmp-1" / "var_d2.pth").write_text("half a file")
+    var, vae = draw.draw_checkpoint(tiny.MODEL, tiny.TOKENIZER, tiny.SCHEDULE, tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted((var, vae))
+
+
 def test_a_folder_that_is_a_file_and_an_unknown_format(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="cannot be written to"):

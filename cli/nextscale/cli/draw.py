@@ -67,7 +67,9 @@ def draw(
         files = draw_checkpoint(model, tokenizer, grids, out, seed, form.value, progress)
     for path in files:
         say(f"{path}  {size_text(path.stat().st_size)}")
-    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]} -o engines/NAME")
+    odd = "" if all(h == w for h, w in grids) else f" --schedule {schedule}"  # a file tells square scales alone
+    few = f" --top-k {model.vocabulary}" if chosen.sampling.top_k > model.vocabulary else ""
+    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]}{odd}{few} -o engines/NAME")
 
 
 def _model(

@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nextscale.export.checkpoint import Checkpoint
 from nextscale.export.components import compute_in
 from nextscale.export.eager import Eager
 from nextscale.export.graphs import DTYPES, GraphBuilder, Traced
+from nextscale.export.hidden import hidden_folder
 from nextscale.export.names import tensors_of
 from nextscale.export.state_dict import file_digest
 from nextscale.export.verify import TOLERANCES as VERIFIED_HERE
@@ -146,23 +146,11 @@ def publishing(out: Path) -> Iterator[Path]:
         raise InputError(f"{out} is already there: take another name, or remove it first")
     with reported(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out.parent / f".{out.name}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise InputError(f"another export is writing {out}: wait for it, or take another name") from error
-        hidden = out.parent / f".{out.name}.tmp-{os.getpid()}"
-        try:
-            for left in out.parent.glob(f".{out.name}.tmp-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            hidden.mkdir()
+        busy = f"another export is writing {out}: wait for it, or take another name"
+        with hidden_folder(out.parent, out.name, busy) as hidden:
             yield hidden
             _sync(hidden)
             hidden.rename(out)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager

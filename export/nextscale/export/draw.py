@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nextscale.export.hidden import hidden_folder
 from nextscale.export.models.var import VAR
 from nextscale.export.models.vqvae import VQVAE
 from nextscale.export.published import published_stems
@@ -90,9 +91,7 @@ def draw_checkpoint(
         (vae, tokenizer_shapes(tokenizer, len(schedule)), "vae:", VAE_RULES),
     )
     _make_room(folder, sum(t.nbytes for _, shapes, _, _ in parts for t in shapes.values()))
-    hidden = folder / f".draw.tmp-{os.getpid()}"
-    try:
-        hidden.mkdir()
+    with hidden_folder(folder, "draw", f"another process is drawing into {folder}: wait for it") as hidden:
         for path, shapes, prefix, rules in parts:
             state = training_buffers(shapes, schedule)
             total = sum(t.nbytes for t in shapes.values())
@@ -105,8 +104,6 @@ def draw_checkpoint(
             _write({key: state.pop(key) for key in shapes}, hidden / path.name)
         for path in (var, vae):
             (hidden / path.name).rename(path)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
     return var, vae
 
 

@@ -78,6 +78,11 @@ class Pipeline:
             raise InputError("device and threads belong to the backend that was given: set them there")
         bundle = open_bundle(path, verify, expect_sha256)
         engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads)
+        if bundle.manifest.precision not in engine.precisions:
+            raise InputError(
+                f"{bundle.folder} is a bundle in {bundle.manifest.precision}, which {engine.name} does not run on "
+                f"{engine.device}: export one in {' or '.join(engine.precisions)}"
+            )
         pipeline = cls(bundle, engine, slots, batch_sizes or engine.batch_sizes, wait)
         log.info(
             "opened %s (%s) on %s %s in %.2f s: %s",

@@ -38,7 +38,7 @@ def test_unknown_names_are_refused() -> None:
         make_backend("tensorflow")
     with pytest.raises(InputError, match="devices 'cpu' and 'cuda'; found 'tpu'"):
         make_backend("onnxruntime", "tpu")
-    with pytest.raises(InputError, match="threads is a whole number"):
+    with pytest.raises(InputError, match="threads is 1 to 256"):
         make_backend("onnxruntime", threads=0)
 
 

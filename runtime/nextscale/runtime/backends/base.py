@@ -70,9 +70,13 @@ class Executable(Protocol):
 
 
 class Backend(ABC):
-    """Builds and executes graphs on one device. ``batch_sizes`` are what a pipeline uses unless told otherwise."""
+    """Builds and executes graphs on one device, of bundles in one of ``precisions``.
+
+    ``batch_sizes`` are what a pipeline uses unless told otherwise.
+    """
 
     name: ClassVar[str]
+    precisions: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     device: str
 

@@ -35,6 +35,7 @@ _TYPES = {
     "int8": ("tensor(int8)", np.int8),
     "uint8": ("tensor(uint8)", np.uint8),
 }
+MOST_THREADS = 256  # of one session: every graph has as many of its own
 _INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'nextscale[{extra}]'"
 _arena_lock = threading.Lock()
 _arena_made = False
@@ -49,10 +50,11 @@ class OnnxRuntime(Backend):
     """
 
     name = "onnxruntime"
+    precisions = ("fp32", "fp16")  # most of its CPU operators have no bfloat16
 
     def __init__(self, device: str = "cpu", threads: int | None = None, prepack: bool = False) -> None:
-        if threads is not None and (type(threads) is not int or threads < 1):
-            raise InputError(f"threads is a whole number from 1 on, or None for one per core; found {threads!r}")
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+            raise InputError(f"threads is 1 to {MOST_THREADS}, or None for one per core; found {threads!r}")
         self._ort = import_onnxruntime()
         _check_device(self._ort, device)
         self.device, self.threads, self.prepack = device, threads, prepack
