@@ -125,6 +125,7 @@ def test_a_tokenizer_of_another_schedule_s_statistics_fits(files: Files) -> None
 
 def test_a_tokenizer_without_its_encoder(files: Files) -> None:
     wanted = logits_of(files.load())
+    assert not [key for key in files.load().vae.state_dict() if key.startswith(("encoder.", "quant_conv."))]
     decoder = {k: t for k, t in files.states["vae"].items() if not k.startswith(("encoder.", "quant_conv."))}
     files.write("vae", decoder)
     assert torch.equal(logits_of(files.load()), wanted)

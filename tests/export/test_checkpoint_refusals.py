@@ -111,7 +111,7 @@ def test_a_tensor_of_another_shape(part: str, key: str, change: str, files: File
     files.states[part][key] = SHAPES[change](files.states[part][key])
     path = files.write(part)
     with pytest.raises(InputError, match=str(path)):
-        files.load(encoder=True)
+        files.load()
 
 
 @pytest.mark.parametrize("change", VALUES)
@@ -120,7 +120,17 @@ def test_a_tensor_that_is_not_of_finite_floats(part: str, key: str, change: str,
     files.states[part][key] = VALUES[change](files.states[part][key])
     path = files.write(part)
     with pytest.raises(InputError, match=f"{path} holds values that are not finite floats in {key}: the checkpoint is"):
-        files.load(encoder=True)
+        files.load()
+
+
+def test_an_encoder_that_is_not_asked_for_is_checked_too(files: Files) -> None:
+    del files.states["vae"]["encoder.conv_in.weight"], files.states["vae"]["quant_conv.bias"]
+    files.states["vae"]["encoder.garbage"] = torch.zeros(1)
+    files.write("vae")
+    with pytest.raises(
+        InputError, match=r"missing: encoder\.conv_in\.weight, quant_conv\.bias; 1 unexpected: encoder\.g"
+    ):
+        files.load()
 
 
 def test_a_tokenizer_of_another_vocabulary(files: Files) -> None:

@@ -54,7 +54,8 @@ def load_checkpoint(
     """Loads a transformer file and a tokenizer file, strictly by their published keys.
 
     ``schedule`` overrides what the file says; it is needed only where the file has no ``lvl_1L``, no ``config.json``
-    lies beside it and the number of tokens is no published schedule's. ``encoder`` loads the picture encoder too.
+    lies beside it and the number of tokens is no published schedule's. ``encoder`` loads the picture encoder too; one
+    that lies in the file is checked in any case.
     ``config`` takes the place of the ``config.json`` beside the transformer's file.
     """
     config = config or config_beside(Path(model))
@@ -64,12 +65,15 @@ def load_checkpoint(
     grids = schedule or _schedule_of(var_state, config, Path(model))
     with torch.device("meta"):
         var = VAR(sizes, grids)
-        vqvae = VQVAE(tokenizer, len(grids), encoder_blocks_of(vae_state), encoder=encoder)
+        holds_encoder = encoder or any(key.startswith(ENCODER_KEYS) for key in vae_state)
+        vqvae = VQVAE(tokenizer, len(grids), encoder_blocks_of(vae_state), holds_encoder)
     load_strictly(var, var_state, Path(model), VAR_IGNORED)
     if vae_state.get("quantize.ema_vocab_hit_SV", torch.empty(0)).shape != (len(grids), tokenizer.vocabulary):
         # A training statistic of another schedule's length; upstream replaces it too.
         vae_state["quantize.ema_vocab_hit_SV"] = torch.zeros(len(grids), tokenizer.vocabulary)
-    load_strictly(vqvae, vae_state, Path(vae), VAE_IGNORED if encoder else (*VAE_IGNORED, *_keys_under(vae_state)))
+    load_strictly(vqvae, vae_state, Path(vae), VAE_IGNORED)
+    if holds_encoder and not encoder:
+        del vqvae.encoder, vqvae.quant_conv
     if (sizes.vocabulary, sizes.code_channels) != (tokenizer.vocabulary, tokenizer.code_channels):
         raise InputError(
             f"{model} predicts {sizes.vocabulary} codes of {sizes.code_channels} channels and {vae} holds "
@@ -87,10 +91,6 @@ def load_checkpoint(
         source,
         config.class_names,
     )
-
-
-def _keys_under(state: State) -> tuple[str, ...]:
-    return tuple(k for k in state if k.startswith(ENCODER_KEYS))
 
 
 def model_of(state: State, config: Config, path: Path) -> Model:
