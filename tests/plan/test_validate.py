@@ -54,6 +54,7 @@ def with_layer(order: int, index: int, change: Callable[[Layer], Layer]) -> Plan
 def test_a_good_plan_has_no_problems() -> None:
     assert find_problems(pruned()) == []
     assert validate(pruned()) == pruned()
+    assert find_problems(with_step(2, sampling=Sampling(0, ("temperature", "guidance")))) == []
 
 
 BROKEN: list[tuple[Plan, str]] = [
@@ -81,6 +82,13 @@ BROKEN: list[tuple[Plan, str]] = [
     (with_step(2, guidance_rows=3), "step 2: 3 guidance rows of 1 candidates cannot run"),
     (with_step(2, sampling=Sampling(513)), "step 2: top_k is 513, of a vocabulary of 512"),
     (with_step(2, sampling=Sampling(0, ("guidance", "top_q"))), "step 2: the sampling order .* must name each of"),
+    *(
+        (
+            with_step(2, sampling=Sampling(9, ("guidance", *order))),
+            "step 2: the sampling order .* name top_p right after",
+        )
+        for order in (("top_k",), ("top_p",), ("top_p", "top_k"), ("top_k", "temperature", "top_p"))
+    ),
     (with_step(2, next_input=NextInput("guess", (4, 4))), "step 2: the next input's rule 'guess' is none of"),
     (with_step(2, next_input=NextInput("code_sum", (4, 4), phi=4)), "step 2: phi 4 is asked for, the tokenizer has 4"),
     (with_step(2, layers=()), r"step 2: its layers \[\] are not layers 0 to 2 in order"),

@@ -16,12 +16,12 @@ def limits(plan: Plan) -> list[str]:
 
 
 def _sampling(plan: Plan, step: Step) -> Iterator[str]:
-    if step.sampling is None:
+    if step.sampling is None or "top_k" not in step.sampling.order:  # nothing is sorted; top_p comes with top_k
         return
     vocabulary, k = plan.model(step.weight_set).vocabulary, step.sampling.top_k
-    if k > TOPK and "top_k" in step.sampling.order:
+    if k > TOPK:
         yield f"step {step.order} samples from the top {k}, and TensorRT's TopK takes up to {TOPK}: lower top_k"
-    elif not k and vocabulary > TOPK and "top_p" in step.sampling.order:
+    elif not k and vocabulary > TOPK:
         yield (
             f"step {step.order} sorts all {vocabulary} codes for top-p, and TensorRT's TopK takes up to {TOPK}: "
             f"set top_k between 1 and {TOPK}"

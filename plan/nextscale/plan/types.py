@@ -166,6 +166,7 @@ class Cache:
 class Sampling:
     """How tokens are drawn, in ``order``; ``top_k`` is fixed in the graph, 0 keeps all. The rest are graph inputs.
 
+    ``order`` names ``top_p`` right after ``top_k``, or neither: the two are one filter.
     ``smooth`` replaces the code lookup by VAR's ``more_smooth`` mixture (a second noise input).
     """
 

@@ -16,6 +16,7 @@ from nextscale.plan.types import Cache, Layer, Plan, Segment, Step, SubLayer, Ta
 KINDS = ("next_scale", "prefill", "mask")
 RULES = ("code_sum", "last_codes", "none")
 STAGES = ("guidance", "temperature", "top_k", "top_p")
+FILTERS = {"top_k", "top_p"}  # one piece of graph: top-p sums the sorted values that top-k leaves
 
 
 def validate(plan: Plan) -> Plan:
@@ -108,6 +109,8 @@ def _step(plan: Plan, step: Step) -> Iterator[str]:
             yield f"top_k is {step.sampling.top_k}, of a vocabulary of {model.vocabulary}; 0 keeps all"
         if not set(step.sampling.order) <= set(STAGES) or len(set(step.sampling.order)) < len(step.sampling.order):
             yield f"the sampling order {step.sampling.order} must name each of {', '.join(STAGES)} at most once"
+        if FILTERS & set(step.sampling.order) and ("top_k", "top_p") not in pairwise(step.sampling.order):
+            yield f"the sampling order {step.sampling.order} must name top_p right after top_k, or neither"
     if step.next_input.rule not in RULES:
         yield f"the next input's rule {step.next_input.rule!r} is none of {', '.join(RULES)}"
     if step.next_input.phi is not None and not 0 <= step.next_input.phi < plan.tokenizer.phi:
