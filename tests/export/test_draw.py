@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from nextscale.export.eager import Eager, Request
 from nextscale.export.state_dict import read_state
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.plan.recipes import RECIPES, plan_for, recipe, var_model
-from nextscale.plan.types import Sampling
+from nextscale.plan.types import Grid, Sampling
 
 PARAMETERS = {16: 310_283_520, 20: 600_917_136, 24: 1_033_399_360, 30: 2_010_020_356, 36: 2_353_893_904}
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias")
@@ -106,9 +109,33 @@ def test_logits_and_pictures_are_sane_at_any_depth(depth: int, tmp_path: Path) -
     assert len(set(steps[-1].prediction.tokens.flatten().tolist())) > 10
 
 
-def test_nothing_is_overwritten(tiny_checkpoint: tuple[Path, Path]) -> None:
+UNTOLD: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[Grid, ...], dict[str, Any]]] = {
+    "grids": ({}, {}, ((1, 1), (1, 4), (2, 8), (3, 12)), {"patch_nums": [[1, 1], [1, 4], [2, 8], [3, 12]]}),
+    "groups": ({}, {"norm_groups": 8}, tiny.SCHEDULE, {"vae": {"norm_groups": 8}}),
+    "heads": ({"qk_norm": False}, {}, tiny.SCHEDULE, {"heads": 2}),
+}
+
+
+@pytest.mark.parametrize(("model", "tokenizer", "schedule", "entries"), UNTOLD.values(), ids=UNTOLD)
+def test_what_tensors_do_not_tell_is_in_the_config_beside_them(
+    model: dict[str, Any],
+    tokenizer: dict[str, Any],
+    schedule: tuple[Grid, ...],
+    entries: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    sizes = var_model(1, 64, heads=2, classes=10, vocabulary=64, **model), replace(tiny.TOKENIZER, **tokenizer)
+    checkpoint = load_checkpoint(*draw.draw_checkpoint(*sizes, schedule, tmp_path))
+    assert (checkpoint.model, checkpoint.tokenizer, checkpoint.schedule) == (*sizes, schedule)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == entries
+
+
+def test_nothing_is_overwritten(tiny_checkpoint: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"var_d2\.pth is already there"):
         tiny.draw_tiny(tiny_checkpoint[0].parent)
+    (tmp_path / "config.json").write_text('{"patch_nums": [1, 2]}')
+    with pytest.raises(InputError, match=r"config\.json is already there"):
+        tiny.draw_tiny(tmp_path)
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
@@ -124,7 +151,7 @@ def test_an_interrupted_draw_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw.draw_checkpoint(tiny.MODEL, tiny.TOKENIZER, tiny.SCHEDULE, tmp_path, progress=interrupt)
+        draw.draw_checkpoint(tiny.MODEL, tiny.TOKENIZER, ((1, 1), (2, 3)), tmp_path, progress=interrupt)
     assert not list(tmp_path.iterdir())
 
 

@@ -28,7 +28,7 @@ class Form(StrEnum):
 
 def draw(
     recipe: RecipeName,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the two files go.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the files go.")],
     seed: Annotated[int, typer.Option(min=0, help="Fixes the weights.")] = 0,
     form: Annotated[Form, typer.Option("--format", help="Of the files.")] = Form.pth,
     depth: Annotated[int | None, typer.Option(min=1, help="Layers.", rich_help_panel=SMALLER)] = None,
@@ -52,10 +52,12 @@ def draw(
     nextscale draw var-d16 -o tiny/ --depth 2 --width 64 --classes 10 \\
         --vocabulary 64 --schedule 1,2,3,4 --channels 32 --multipliers 1,2
 
-    Writes var_d16.pth and vae_ch160v4096z32.pth (1.6 GB); the names follow the sizes.
+    Writes var_d16.pth and vae_ch160v4096z32.pth (1.6 GB); the names follow the sizes. What they cannot tell, such as
+    grids that are not square, goes into a config.json beside them.
     """
     from nextscale.cli.output import say, size_text
     from nextscale.cli.progress import Progress
+    from nextscale.export.config import FILE_NAME
     from nextscale.export.draw import draw_checkpoint
     from nextscale.plan import recipes
 
@@ -65,11 +67,10 @@ def draw(
     grids = read_schedule(schedule) or chosen.schedule
     with Progress() as progress:
         files = draw_checkpoint(model, tokenizer, grids, out, seed, form.value, progress)
-    for path in files:
+    for path in (*files, *out.glob(FILE_NAME)):
         say(f"{path}  {size_text(path.stat().st_size)}")
-    odd = "" if all(h == w for h, w in grids) else f" --schedule {schedule}"  # a file tells square scales alone
     few = f" --top-k {model.vocabulary}" if chosen.sampling.top_k > model.vocabulary else ""
-    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]}{odd}{few} -o engines/NAME")
+    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]}{few} -o engines/NAME")
 
 
 def _model(

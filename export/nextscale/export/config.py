@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.plan.errors import InputError
-from nextscale.plan.types import Grid
+from nextscale.plan.types import Grid, Model, Tokenizer
 
 FILE_NAME = "config.json"
 NORM_GROUPS = 32  # of the published tokenizer
@@ -51,6 +51,18 @@ def config_beside(checkpoint: Path) -> Config:
         _names(path, loaded.get("class_names")),
         _text(path, "licence", loaded.get("licence")),
     )
+
+
+def entries_of(model: Model, tokenizer: Tokenizer, schedule: tuple[Grid, ...]) -> dict[str, Any]:
+    """What a ``config.json`` must say of a checkpoint that holds all of training's buffers; empty where that is all."""
+    entries: dict[str, Any] = {}
+    if any(h != w for h, w in schedule):  # lvl_1L tells how many tokens a scale has, not their shape
+        entries["patch_nums"] = schedule
+    if not model.qk_norm and model.heads != model.width // 64:
+        entries["heads"] = model.heads
+    if tokenizer.norm_groups != NORM_GROUPS:
+        entries["vae"] = {"norm_groups": tokenizer.norm_groups}
+    return entries
 
 
 def _schedule(path: Path, sides: Any) -> tuple[Grid, ...] | None:

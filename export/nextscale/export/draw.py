@@ -7,19 +7,21 @@ which others there are. The spreads keep activations of any depth and width near
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nextscale.export.config import FILE_NAME, entries_of
 from nextscale.export.hidden import hidden_folder
 from nextscale.export.models.var import VAR
 from nextscale.export.models.vqvae import VQVAE
@@ -75,15 +77,16 @@ def draw_checkpoint(
 ) -> tuple[Path, Path]:
     """Writes the transformer's and the tokenizer's file into ``folder``, under their published names; returns both.
 
-    One file is in memory at a time, once. ``progress(stage, done, total, what)`` counts bytes. Raises
-    :class:`InputError` when a file is already there, :class:`EnvironmentProblem` when the disk is too small; nothing is
-    left behind then.
+    What these do not tell is written into a ``config.json`` beside them. One file is in memory at a time, once.
+    ``progress(stage, done, total, what)`` counts bytes. Raises :class:`InputError` when a file is already there,
+    :class:`EnvironmentProblem` when the disk is too small; nothing is left behind then.
     """
     if form not in FORMATS:
         raise InputError(f"format {form!r} is unknown; known are {', '.join(FORMATS)}")
     folder = Path(folder)
     var, vae = (folder / f"{stem}.{form}" for stem in published_stems(model, tokenizer))
-    for path in (var, vae):
+    config = folder / FILE_NAME  # one that is there would be read for the new files
+    for path in (var, vae, config):
         if path.exists():
             raise InputError(f"{path} is already there: take another folder, or remove it first")
     parts = (
@@ -102,7 +105,10 @@ def draw_checkpoint(
                 done += state[key].nbytes
             progress("write", 0, 1, path.name)
             _write({key: state.pop(key) for key in shapes}, hidden / path.name)
-        for path in (var, vae):
+        entries = entries_of(model, tokenizer, schedule)
+        if entries:
+            _write(entries, hidden / config.name)
+        for path in (config, var, vae) if entries else (var, vae):
             (hidden / path.name).rename(path)
     return var, vae
 
@@ -160,12 +166,14 @@ def _make_room(folder: Path, size: int) -> None:
         )
 
 
-def _write(state: State, path: Path) -> None:
+def _write(content: dict[str, Any], path: Path) -> None:
     try:
-        if path.suffix == ".pth":
-            torch.save(state, path)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        elif path.suffix == ".pth":
+            torch.save(content, path)
         else:
-            save_file(state, path)
+            save_file(content, path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     except (OSError, RuntimeError, SafetensorError) as error:
