@@ -17,6 +17,7 @@ from nextscale.export.models.vqvae import VQVAE
 from nextscale.plan.errors import InputError, PlanError
 from nextscale.plan.types import Layer, Plan, Step, TapeWrite
 from nextscale.runtime.noise import SAMPLING, SMOOTHING, step_uniforms
+from nextscale.runtime.request import RANGES, check_number, check_tokens, check_word, whole
 
 OnBlock = Callable[[int, int, Tensor], None]  # step order, layer index, residual stream (R, n, C)
 Rows = tuple[Tensor, Tensor]  # keys and values (rows, R, H, hd)
@@ -100,23 +101,20 @@ class Eager:
 
     def _check(self, request: Request) -> None:
         """Refuses what the runtime refuses, so that both sides of a comparison are asked the same."""
-        classes, orders = self.var.model.classes, {step.order: step for step in self.plan.steps}
-        if not request.labels or min(request.labels) < 0 or max(request.labels) > classes:
+        classes, forced = self.var.model.classes, dict(request.tokens or {})
+        if not request.labels or not all(whole(label) and 0 <= label <= classes for label in request.labels):
             raise InputError(
                 f"labels {list(request.labels)} are asked for; the model has 0..{classes}, one for a picture"
             )
-        if not (0 < request.top_p <= 1 and request.temperature > 0):
+        check_word("seed", request.seed)
+        for name in RANGES:
+            check_number(name, getattr(request, name))
+        tokens = [None if (t := forced.pop(step.order, None)) is None else t.cpu() for step in self.plan.steps]
+        check_tokens(self.plan, tokens, len(request.labels))
+        if forced:
             raise InputError(
-                f"top-p {request.top_p} and temperature {request.temperature} are asked for: "
-                "top-p is above 0 and at most 1, temperature above 0"
+                f"tokens are forced at steps {sorted(forced)}; the plan has {len(self.plan.steps)}, from 0"
             )
-        for order, tokens in (request.tokens or {}).items():
-            wanted = (len(request.labels), orders[order].tokens_out) if order in orders else None
-            if tuple(tokens.shape) != wanted or int(tokens.max()) >= self.var.model.vocabulary:
-                raise InputError(
-                    f"tokens {tuple(tokens.shape)} are forced at step {order}: {wanted or 'no such step'} fits, "
-                    f"each below {self.var.model.vocabulary}"
-                )
 
     def run_step(
         self,

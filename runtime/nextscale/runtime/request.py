@@ -17,6 +17,7 @@ from nextscale.runtime.manifest import Manifest
 
 Label = int | str | None
 Setting = float | Sequence[float]
+RANGES = {"guidance_scale": (-1e6, 1e6), "top_p": (0.0, 1.0), "temperature": (1e-6, 1e6)}  # above, and up to
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,16 @@ def make_request(
     if not given:
         raise InputError("no labels: one label makes one picture")
     count = len(given)
-    seed = secrets.randbits(32) if seed is None else _word("seed", seed)
-    first = _word("first_image", first_image)
+    seed = secrets.randbits(32) if seed is None else check_word("seed", seed)
+    first = check_word("first_image", first_image)
     return Request(
         labels=tuple(_label(manifest, label) for label in given),
         seed=seed,
         images=tuple(range(first, first + count)),
-        guidance_scale=_setting(manifest.plan, "guidance_scale", guidance_scale, count, -1e6, 1e6),
-        top_p=_setting(manifest.plan, "top_p", top_p, count, 0.0, 1.0),
-        temperature=_setting(manifest.plan, "temperature", temperature, count, 1e-6, 1e6),
-        tokens=_tokens(manifest.plan, tokens, count),
+        guidance_scale=_setting(manifest.plan, "guidance_scale", guidance_scale, count),
+        top_p=_setting(manifest.plan, "top_p", top_p, count),
+        temperature=_setting(manifest.plan, "temperature", temperature, count),
+        tokens=check_tokens(manifest.plan, tokens, count),
     )
 
 
@@ -107,13 +108,13 @@ def _label(manifest: Manifest, label: Any) -> int:
         if label not in manifest.classes:
             raise InputError(f"label {label!r} is none of {', '.join(manifest.classes)}")
         return manifest.classes.index(label)
-    if not _whole(label) or not 0 <= label < classes:
+    if not whole(label) or not 0 <= label < classes:
         raise InputError(f"labels are 0 to {classes - 1}, or None for no class; found {label!r}")
     return int(label)
 
 
-def _setting(plan: Plan, name: str, value: Setting | None, count: int, low: float, high: float) -> tuple[float, ...]:
-    """One number for each picture, above ``low`` and at most ``high``, so finite in float32 too."""
+def _setting(plan: Plan, name: str, value: Setting | None, count: int) -> tuple[float, ...]:
+    """One number for each picture."""
     if value is None:
         defaults = dict(plan.defaults)
         if name not in defaults:
@@ -122,15 +123,20 @@ def _setting(plan: Plan, name: str, value: Setting | None, count: int, low: floa
     values: list[Any] = list(value) if isinstance(value, (Sequence, np.ndarray)) else [value] * count
     if len(values) != count:
         raise InputError(f"{name}: one number, or one for each of {count} pictures; found {len(values)}")
-    for v in values:
-        number = isinstance(v, numbers.Real) and not isinstance(v, bool)
-        if not number or not low < v <= high:  # NaN is in no range
-            raise InputError(f"{name} is a number above {low:g} and up to {high:g}; found {v!r}")
-    return tuple(float(v) for v in values)
+    return tuple(check_number(name, v) for v in values)
 
 
-def _tokens(plan: Plan, tokens: Sequence[ArrayLike | None] | None, count: int) -> dict[int, NDArray[np.int32]]:
-    """Forced tokens by step order, each (pictures, tokens of the step)."""
+def check_number(name: str, value: Any) -> float:
+    """A setting in its range, so finite in float32 too; raises :class:`~nextscale.plan.errors.InputError`."""
+    low, high = RANGES[name]
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not low < value <= high:  # NaN is in no range
+        raise InputError(f"{name} is a number above {low:g} and up to {high:g}; found {value!r}")
+    return float(value)
+
+
+def check_tokens(plan: Plan, tokens: Sequence[ArrayLike | None] | None, count: int) -> dict[int, NDArray[np.int32]]:
+    """Forced tokens by step order, each (pictures, tokens of the step); raises where they do not fit the plan."""
     if tokens is None:
         return {}
     if len(tokens) != len(plan.steps):
@@ -153,11 +159,13 @@ def _tokens(plan: Plan, tokens: Sequence[ArrayLike | None] | None, count: int) -
     return forced
 
 
-def _word(name: str, value: Any) -> int:
-    if not _whole(value) or not 0 <= value < 2**63:
+def check_word(name: str, value: Any) -> int:
+    """A whole number that the noise counter holds; raises :class:`~nextscale.plan.errors.InputError`."""
+    if not whole(value) or not 0 <= value < 2**63:
         raise InputError(f"{name} is a whole number from 0 to 2**63 - 1; found {value!r}")
     return int(value)
 
 
-def _whole(value: Any) -> bool:
+def whole(value: Any) -> bool:
+    """Whether it is a whole number by its type."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

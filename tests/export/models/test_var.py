@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from nextscale.export.eager import Eager, EagerStep, Request, State
 from nextscale.export.models.step import Draw
 from nextscale.export.models.var import VAR, SelfAttention
-from nextscale.plan.errors import InputError
 from nextscale.plan.types import Grid, Model
 
 VARIANTS = {
@@ -209,12 +208,6 @@ def test_conditioning_is_a_linear_of_the_silu_of_the_class(name: str) -> None:
             wanted = lin(f"blocks.{layer}.ada_lin")
         torch.testing.assert_close(adaln, wanted)
     torch.testing.assert_close(rows.head, lin("head_nm.ada_lin"))
-
-
-@pytest.mark.parametrize("label", [-1, MODEL.classes + 1])
-def test_a_label_that_the_model_lacks(label: int) -> None:
-    with pytest.raises(InputError, match=rf"labels \[0, {label}\] are asked for; the model has 0\.\.{MODEL.classes}"):
-        run(drawn_eager(full_plan()), labels=[0, label])
 
 
 @pytest.mark.parametrize("smooth", [False, True])
