@@ -90,6 +90,14 @@ BROKEN: list[tuple[Plan, str]] = [
         for order in (("top_k",), ("top_p",), ("top_p", "top_k"), ("top_k", "temperature", "top_p"))
     ),
     (with_step(2, next_input=NextInput("guess", (4, 4))), "step 2: the next input's rule 'guess' is none of"),
+    (
+        with_step(2, next_input=NextInput("code_sum", (4, 4), up="cubic")),
+        "step 2: the next input's resize mode 'cubic'",
+    ),
+    (
+        with_step(2, next_input=NextInput("code_sum", (4, 4), down="lanczos")),
+        "step 2: the next input's resize mode 'lanczos' is none of area, bicubic, bilinear",
+    ),
     (with_step(2, next_input=NextInput("code_sum", (4, 4), phi=4)), "step 2: phi 4 is asked for, the tokenizer has 4"),
     (with_step(2, layers=()), r"step 2: its layers \[\] are not layers 0 to 2 in order"),
     (with_step(2, layers=pruned().steps[2].layers[::-1]), r"its layers \[2, 1, 0\] are not"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nextscale.export.models.var import VAR, SelfAttention
 from nextscale.export.models.vqvae import VQVAE, GroupNorm
+from nextscale.plan.resize import RESIZES
 
 RULES = {
     **SelfAttention.RULES,
@@ -16,9 +17,10 @@ RULES = {
     **GroupNorm.RULES,
     "area": "one axis of adaptive average pooling, (n_out, n_in)",
     "bicubic": "one axis of bicubic interpolation, align_corners=False, a=-0.75, (n_out, n_in)",
+    "bilinear": "one axis of bilinear interpolation, align_corners=False, (n_out, n_in)",
 }
 BEHIND = {"q_scale": "scale_mul_1H11", "gain": "weight", "shift": "bias"}
-_MATRIX = re.compile(r"(?:.*\.)?resize\.((?:area|bicubic)_\d+_\d+)")
+_MATRIX = re.compile(rf"(?:.*\.)?resize\.((?:{'|'.join(RESIZES)})_\d+_\d+)")
 _ROOTS = (("var.", "var/"), ("vae.", "vae/"), ("quantize.", "vae/quantize."))
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from nextscale.plan.editing import computed_tokens, drop_unread
 from nextscale.plan.errors import PlanError
+from nextscale.plan.resize import RESIZES
 from nextscale.plan.schedules import tokens
 from nextscale.plan.types import Cache, Layer, Plan, Segment, Step, SubLayer, Tape, TapeWrite
 
@@ -113,6 +114,8 @@ def _step(plan: Plan, step: Step) -> Iterator[str]:
             yield f"the sampling order {step.sampling.order} must name top_p right after top_k, or neither"
     if step.next_input.rule not in RULES:
         yield f"the next input's rule {step.next_input.rule!r} is none of {', '.join(RULES)}"
+    for mode in sorted({step.next_input.up, step.next_input.down} - RESIZES.keys()):
+        yield f"the next input's resize mode {mode!r} is none of {', '.join(RESIZES)}"
     if step.next_input.phi is not None and not 0 <= step.next_input.phi < plan.tokenizer.phi:
         yield f"phi {step.next_input.phi} is asked for, the tokenizer has {plan.tokenizer.phi}"
     indices = [layer.index for layer in step.layers]

@@ -56,4 +56,4 @@ def run_sub_layer(
 def _area(resize: Resize, n_in: int, n_out: int, like: Tensor) -> Tensor:
     if n_in == n_out:
         return torch.eye(n_in, device=like.device)
-    return resize.axis("area", n_in, n_out)
+    return resize.axis("area", n_in, n_out, like.device)
