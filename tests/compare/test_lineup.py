@@ -39,9 +39,14 @@ def test_the_full_chain_comes_back_from_a_pruned_one() -> None:
     assert computed_share(pruned) == pytest.approx((1 + 4 + 6 + 8) / 27)
 
 
-def test_two_bundles_of_one_name_are_refused(tmp_path: Path) -> None:
-    paths = [bundles.write_bundle(tmp_path / folder / "same") for folder in ("a", "b")]
-    with pytest.raises(InputError, match="same folder name"):
+@pytest.mark.parametrize(
+    "folders",
+    [["a/same", "b/same"], ["eager full"], ["eager-full"], ["Eager Full"], ["x y", "x-y"], ["b", "eager as b"]],
+    ids=str,
+)
+def test_sides_that_would_share_their_pictures_are_refused(tmp_path: Path, folders: list[str]) -> None:
+    paths = [bundles.write_bundle(tmp_path / folder) for folder in folders]
+    with pytest.raises(InputError, match="two sides would have the same name in the report"):
         make_specs(paths)
 
 

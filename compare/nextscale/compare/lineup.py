@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +27,6 @@ def make_specs(bundles: Sequence[Path]) -> tuple[list[Spec], list[Manifest]]:
         raise InputError("no bundle to compare: name one or more folders under engines/")
     manifests = [open_bundle(path, verify="size").manifest for path in bundles]
     names = [path.resolve().name for path in bundles]
-    if len(set(names)) != len(names):
-        raise InputError(f"two bundles have the same folder name: {', '.join(names)}; each needs its own")
     full = without_methods(manifests[0].plan)
     eager = [Spec(FULL, full, manifests[0].precision)]
     exported = []
@@ -38,7 +37,13 @@ def make_specs(bundles: Sequence[Path]) -> tuple[list[Spec], list[Manifest]]:
             reference = Spec(f"eager as {name}", manifest.plan, manifest.precision)
             eager.append(reference)
         exported.append(Spec(name, manifest.plan, manifest.precision, path, reference.name))
+    _check_names([spec.name for spec in (*eager, *exported)])
     return [*eager, *exported], manifests
+
+
+def file_part(text: str) -> str:
+    """What stands for a side or a class in the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
 
 
 def without_methods(plan: Plan) -> Plan:
@@ -68,6 +73,18 @@ def computed_share(plan: Plan) -> float:
 
 def _runs(spec: Spec, manifest: Manifest) -> bool:
     return spec.precision == manifest.precision and same_numbers(spec.plan, manifest.plan)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Every side has records and pictures of its own; some file systems take A for a."""
+    seen: dict[str, str] = {}
+    for name in names:
+        key = file_part(name).casefold()
+        if key in seen:
+            raise InputError(
+                f"two sides would have the same name in the report, {seen[key]!r} and {name!r}: rename a bundle's folder"
+            )
+        seen[key] = name
 
 
 def _check(name: str, manifest: Manifest, first: str, full: Plan) -> None:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from nextscale.compare.collect import Measured
 from nextscale.compare.folder import replaced
 from nextscale.compare.judge import Verdict
 from nextscale.compare.latency import times
+from nextscale.compare.lineup import file_part
 from nextscale.compare.page import page
 from nextscale.compare.summary import side_summaries, step_summaries
 
@@ -90,8 +90,7 @@ def numbers(measured: Measured, verdicts: Sequence[Verdict], files: Sequence[str
 
 def picture_name(measured: Measured, side: str, picture: int) -> str:
     """The PNG of a side's picture, within the folder."""
-    label, name = (re.sub(r"[^A-Za-z0-9._]+", "-", text) for text in (measured.label(picture), side))
-    return f"pictures/{picture:03d}-{label}-{name}.png"
+    return f"pictures/{picture:03d}-{file_part(measured.label(picture))}-{file_part(side)}.png"
 
 
 def _pictures(measured: Measured) -> Iterator[tuple[str, bytes]]:
