@@ -12,6 +12,7 @@ import pytest
 
 from nextscale.runtime import Pipeline
 from nextscale.runtime.errors import Cancelled, PipelineClosed, PipelineTimeout
+from nextscale.runtime.slots import Control, SlotPool
 
 Open = Callable[..., Pipeline]
 
@@ -25,6 +26,49 @@ def test_eight_threads_get_their_own_pictures(open_pipeline: Open, slots: int) -
             found = list(threads.map(lambda i: pipeline.generate([i % 3] * 3, seed=i).floats, range(8)))
             for a, b in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(a, b)
+
+
+def test_every_thread_gets_its_turn(open_pipeline: Open) -> None:
+    """Who gives a slot back stands behind those who wait: no thread takes it again and again."""
+    pipeline, calls, start = open_pipeline(wait=30), [0] * 8, threading.Barrier(8)
+
+    def loop(i: int) -> None:
+        start.wait()
+        while sum(calls) < 80:
+            pipeline.generate([0], seed=i)
+            calls[i] += 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(loop, range(8)))
+    assert min(calls) >= 5
+
+
+def test_slots_go_out_in_the_order_of_asking_and_who_leaves_the_queue_holds_nobody_up() -> None:
+    pool, order = SlotPool([object()], wait=30), []  # type: ignore[list-item]  # the pool only lends them
+
+    def ask(i: int, stop: threading.Event) -> None:
+        with pool.take(Control.start(None, stop)):
+            order.append(i)
+
+    stops = [threading.Event() for _ in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        with pool.take(Control.start(None, None)):
+            asked = []
+            for i, stop in enumerate(stops):
+                asked.append(threads.submit(ask, i, stop))
+                while len(pool._queue) <= i:
+                    time.sleep(0.001)
+            stops[0].set()  # the first in line, and one in the middle
+            stops[3].set()
+            for i in (0, 3):
+                with pytest.raises(Cancelled):
+                    asked[i].result(timeout=20)
+            stops[1].set()  # at the moment at which its slot comes free: it may win or lose, the others go on
+        for i in (2, 4, 5):
+            asked[i].result(timeout=20)
+    assert [i for i in order if i != 1] == [2, 4, 5]
+    with pool.take(Control.start(None, None)):  # the slot is still there
+        assert not pool._queue
 
 
 def test_waiting_for_a_slot_is_bounded(open_pipeline: Open) -> None:

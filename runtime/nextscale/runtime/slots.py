@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,11 +40,12 @@ class Control:
 
 
 class SlotPool:
-    """The slots of a pipeline; each is lent to one call at a time."""
+    """The slots of a pipeline; each is lent to one call at a time, in the order in which calls asked for one."""
 
     def __init__(self, slots: Sequence[Slot], wait: float) -> None:
         self._free, self._count, self._wait = list(slots), len(slots), wait
         self._changed = threading.Condition()
+        self._queue: deque[object] = deque()  # one ticket for each call that waits; a slot is for the first
         self.closed = False
 
     @contextmanager
@@ -55,7 +57,7 @@ class SlotPool:
         finally:
             with self._changed:
                 self._free.append(slot)
-                self._changed.notify()
+                self._changed.notify_all()
 
     def check(self) -> None:
         """Raise :class:`PipelineClosed` after :meth:`close`."""
@@ -69,16 +71,22 @@ class SlotPool:
             self._changed.notify_all()
 
     def _wait_for_one(self, control: Control) -> Slot:
-        end = time.monotonic() + self._wait
-        with self._changed:
+        end, ticket = time.monotonic() + self._wait, object()
+        self._queue.append(ticket)
+        try:
             while True:
                 self.check()
-                control.check()
-                if self._free:
-                    return self._free.pop()
-                if time.monotonic() > end:
-                    raise PipelineTimeout(
-                        f"all {self._count} slots stayed busy for {self._wait:g} s: open the pipeline with more slots, "
-                        "or a longer wait"
-                    )
-                self._changed.wait(_POLL)
+                control.check()  # a caller's own function: never under the lock
+                with self._changed:
+                    if self._free and self._queue[0] is ticket:
+                        return self._free.pop()
+                    if time.monotonic() > end:
+                        raise PipelineTimeout(
+                            f"all {self._count} slots stayed busy for {self._wait:g} s: open the pipeline with more "
+                            "slots, or a longer wait"
+                        )
+                    self._changed.wait(_POLL)
+        finally:
+            with self._changed:
+                self._queue.remove(ticket)
+                self._changed.notify_all()  # the next in line may go now
