@@ -148,11 +148,29 @@ def test_kept_is_at_least_one(n: int, ratio: float) -> None:
         (FastVAR({9: 0.5}, 7, layers=(3, 1)), "layers 3 to 1 are asked for"),
         (FastVAR({9: 0.5}, 7, sub_layers=("sa",)), "sub-layer 'sa' is to be pruned; the model's blocks have attn, ffn"),
         (FastVAR({}, 0, skip=(0,)), "the first step cannot be dropped"),
+        (FastVAR({}, 0, skip=(9, -1)), r"a scale is named twice in the skip \(9, -1\)"),
+        (FastVAR({9: 0.0}, 7, layers=(50, 60)), "layer 50 is asked for; the plan has 4, numbered 0 to 3"),
+        (FastVAR({9: 0.0}, 7, layers=(3, 1)), "layers 3 to 1 are asked for"),
+        (FastVAR({}, 0, layers=(50, 60), skip=(9,)), "layer 50 is asked for"),
+        (FastVAR({9: 0.0}, 7, sub_layers=("sa",)), "sub-layer 'sa' is to be pruned"),
+        (FastVAR({9: 0.5}, 7, sub_layers=()), "sub_layers names none that prunes: name one or more, or leave it out"),
     ],
 )
 def test_what_does_not_fit_is_refused(method: FastVAR, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         method(plain(schedule("var-256")))
+
+
+def test_a_ratio_of_zero_keeps_everything() -> None:
+    base = plain(schedule("var-256"))
+    kept = FastVAR({9: 0.0}, 7, layers=(1, -1), sub_layers=("ffn",))(base)
+    assert replace(kept, methods=()) == replace(base, methods=())
+
+
+def test_skipping_twice_is_refused() -> None:
+    once = FastVAR({}, 0, skip=(9,))(plain(schedule("var-256")))
+    with pytest.raises(PlanError, match="scale 9 is to be skipped, but the plan does not run it"):
+        FastVAR({}, 0, skip=(-1,))(once)
 
 
 def test_pruning_twice_is_refused() -> None:

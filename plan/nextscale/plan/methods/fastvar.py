@@ -53,15 +53,19 @@ class _Applied:
         self.sub_layers = method.sub_layers
         if len(self.ratios) != len(method.ratios):
             raise PlanError(f"a scale is named twice in the ratios {dict(method.ratios)} of a plan of {scales} scales")
+        if len(self.skip) != len(method.skip):
+            raise PlanError(f"a scale is named twice in the skip {method.skip} of a plan of {scales} scales")
         self._check()
 
     def _check(self) -> None:
+        """Every option, also those that a ratio of 0 would never come to."""
+        run = {step.scale for step in self.before.steps}
         for scale, ratio in self.ratios.items():
             if not 0 <= ratio < 1:
                 raise PlanError(f"scale {scale} cannot be pruned by {ratio}: a ratio is 0 or more and below 1")
             if scale in self.skip:
                 raise PlanError(f"scale {scale} is both pruned and skipped: name it once")
-            if scale not in {step.scale for step in self.before.steps}:
+            if scale not in run:
                 raise PlanError(f"scale {scale} is to be pruned, but the plan does not run it")
             if scale <= self.cache_scale:
                 raise PlanError(
@@ -70,6 +74,13 @@ class _Applied:
                 )
         if self.ratios and self.cache_scale in self.skip:
             raise PlanError(f"cache scale {self.cache_scale} is skipped: the restore caches would never be written")
+        if gone := self.skip - run:
+            raise PlanError(f"scale {min(gone)} is to be skipped, but the plan does not run it")
+        if self.sub_layers == ():
+            raise PlanError("sub_layers names none that prunes: name one or more, or leave it out for all")
+        for name in sorted({step.weight_set for step in self.before.steps if step.scale in (self.ratios or run)}):
+            self._layer_range(name)
+            self._chosen_sub_layers(name)
 
     def plan(self) -> Plan:
         """Prune, write the caches, shorten the tapes, drop the skipped scales."""
@@ -83,13 +94,13 @@ class _Applied:
     def _pruned(self, step: Step, layer: Layer) -> Layer:
         ratio = self.ratios.get(step.scale, 0.0)
         kept = kept_tokens(step.tokens_in, ratio)
-        if kept == step.tokens_in or layer.index not in self._layer_range(step):
+        if kept == step.tokens_in or layer.index not in self._layer_range(step.weight_set):
             return layer
         if step.kind != "next_scale" or step.tokens_in != tokens(step.grid):
             raise PlanError(
                 f"step {step.order} ({step.kind}) cannot be pruned: it is more than the tokens of one scale"
             )
-        chosen = self._chosen_sub_layers(step)
+        chosen = self._chosen_sub_layers(step.weight_set)
         return replace(
             layer,
             sub_layers=tuple(self._prune(s, step, layer, kept) if s.name in chosen else s for s in layer.sub_layers),
@@ -100,8 +111,8 @@ class _Applied:
             raise PlanError(f"step {step.order}, layer {layer.index}, {sub.name}: another method pruned it already")
         return replace(sub, kept=kept, cache=self._cache_id(step, layer, sub))
 
-    def _layer_range(self, step: Step) -> range:
-        depth = self.before.model(step.weight_set).depth
+    def _layer_range(self, weight_set: str) -> range:
+        depth = self.before.model(weight_set).depth
         if self.layers is None:
             return range(depth)
         first, last = (_index(layer, depth, "layer") for layer in self.layers)
@@ -109,8 +120,8 @@ class _Applied:
             raise PlanError(f"layers {first} to {last} are asked for: the first comes after the last")
         return range(first, last + 1)
 
-    def _chosen_sub_layers(self, step: Step) -> tuple[str, ...]:
-        there = self.before.model(step.weight_set).sub_layers
+    def _chosen_sub_layers(self, weight_set: str) -> tuple[str, ...]:
+        there = self.before.model(weight_set).sub_layers
         chosen = there if self.sub_layers is None else self.sub_layers
         unknown = [name for name in chosen if name not in there]
         if unknown:
