@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -84,6 +85,21 @@ def test_a_root_is_one_typed_package(root: str) -> None:
     assert (namespace / root / "py.typed").is_file()
     for source in sources(root):
         assert (source.parent / "__init__.py").is_file(), f"{source.parent} is a package without __init__.py"
+
+
+def test_files_are_as_short_as_contributing_says() -> None:
+    said = re.search(r"Files of up to (\d+) lines", (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert said
+    files = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*.py")]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not [path for path, length in lengths.items() if length > int(said[1])]
+
+
+def test_every_forward_of_a_model_gives_its_shapes() -> None:
+    for source in (REPOSITORY / "export/nextscale/export/models").glob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "forward":
+                assert "(" in (ast.get_docstring(node) or ""), f"{source.name}, line {node.lineno}"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -114,9 +114,6 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
             torch.empty([sizes[d] if isinstance(d, str) else d for d in a.shape], dtype=a.dtype) for a in arguments
         )
 
-    def dynamic(argument: Argument) -> dict[int, object]:
-        return {i: symbols[d] for i, d in enumerate(argument.shape) if isinstance(d, str)}
-
     module = _Together([Piece("", nn.Identity(), (arguments[0],), ("",)), *pieces]).eval()
     with _signals_later(), _quiet():
         program = torch.onnx.export(

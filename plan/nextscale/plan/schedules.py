@@ -13,7 +13,7 @@ def squares(*sides: int) -> tuple[Grid, ...]:
     return tuple((side, side) for side in sides)
 
 
-# Published schedules (fact sheet 1.1, 2.2 and 3.1). `hart-1024` and `var-1024` are the same numbers.
+# Published schedules (fact sheet 1.1, 2.2 and 3.1). HART at 1024 px has the numbers of `var-1024`.
 SCHEDULES: dict[str, tuple[Grid, ...]] = {
     "var-256": squares(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
     "var-512": squares(1, 2, 3, 4, 6, 9, 13, 18, 24, 32),

@@ -132,6 +132,7 @@ class FeedForward(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, y: Tensor) -> Tensor:
+        """(R, m, C) to the same shape."""
         h = F.gelu(linear(y, self.fc1.weight, self.fc1.bias), approximate="tanh")
         return linear(h, self.fc2.weight, self.fc2.bias)
 

@@ -49,6 +49,7 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, h, w) to (B, c_out, h, w)."""
         h: Tensor = self.conv1(F.silu(self.norm1(x)).to(self.conv1.weight.dtype))
         h = self.conv2(F.silu(self.norm2(h)).to(self.conv2.weight.dtype))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
@@ -64,6 +65,7 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same shape."""
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x).to(self.qkv.weight.dtype)).reshape(b, 3, c, h * w)
         q, k, v = qkv.unbind(1)  # (B, c, hw) each
@@ -81,6 +83,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(AttnBlock(c_out, groups) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, h, w) to (B, c_out, h, w)."""
         for b, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -96,6 +99,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w), even sides, to (B, C, h / 2, w / 2)."""
         out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
         return out
 
@@ -108,6 +112,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, 2h, 2w)."""
         out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return out
 
@@ -143,6 +148,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], tokenizer.code_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] to features (B, Z, H / stride, W / stride)."""
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
@@ -174,6 +180,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Code maps (B, Z, h, w) to pixels (B, 3, h * stride, w * stride), unclamped."""
         x = self.conv_in(x.to(self.conv_in.weight.dtype))
         for block in self.mid.values():
             x = block(x)
