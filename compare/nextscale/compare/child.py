@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nextscale.plan.errors import NextscaleError
 from nextscale.runtime.memory import process_memory
 
 EVERY = 0.005  # seconds between looks
@@ -21,11 +22,14 @@ Run = Callable[[], object]
 
 
 def main() -> None:
-    """One task in, one answer out."""
+    """One task in, one answer out: figures, or the exit status and the sentence of a refusal."""
     task = json.load(sys.stdin)
     prepare = _eager if task["bundle"] is None else _bundle
-    work = prepare(task)
-    sys.stdout.write(json.dumps(_watched(work)))
+    try:
+        answer: dict[str, Any] = {"memory": _watched(prepare(task))}
+    except NextscaleError as error:
+        answer = {"status": error.exit_status, "sentence": str(error)}
+    sys.stdout.write(json.dumps(answer))
 
 
 def _watched(work: Run) -> dict[str, Any] | None:

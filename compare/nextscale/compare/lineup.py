@@ -25,7 +25,7 @@ def make_specs(bundles: Sequence[Path]) -> tuple[list[Spec], list[Manifest]]:
     """
     if not bundles:
         raise InputError("no bundle to compare: name one or more folders under engines/")
-    manifests = [open_bundle(path, verify="size").manifest for path in bundles]
+    manifests = [open_bundle(path).manifest for path in bundles]
     names = [path.resolve().name for path in bundles]
     full = without_methods(manifests[0].plan)
     eager = [Spec(FULL, full, manifests[0].precision)]
@@ -82,7 +82,8 @@ def _check_names(names: Sequence[str]) -> None:
         key = file_part(name).casefold()
         if key in seen:
             raise InputError(
-                f"two sides would have the same name in the report, {seen[key]!r} and {name!r}: rename a bundle's folder"
+                f"two sides would have the same name in the report, {seen[key]!r} and {name!r}: "
+                "rename a bundle's folder"
             )
         seen[key] = name
 

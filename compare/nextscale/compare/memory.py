@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nextscale.compare.sides import Ask, Opener, Spec
 from nextscale.plan import codec
-from nextscale.plan.errors import EnvironmentProblem
+from nextscale.plan.errors import EnvironmentProblem, InputError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class MemoryUse:
 def measure(opener: Opener, spec: Spec, ask: Ask) -> MemoryUse | None:
     """Memory of one side; None where the system does not tell.
 
-    Raises :class:`~nextscale.plan.errors.EnvironmentProblem` where the child fails.
+    Raises what the side itself refuses, and :class:`~nextscale.plan.errors.EnvironmentProblem` where the child ends
+    without an answer.
     """
     task = {
         "bundle": None if spec.bundle is None else str(spec.bundle),
@@ -60,5 +61,8 @@ def measure(opener: Opener, spec: Spec, ask: Ask) -> MemoryUse | None:
             f"the process that measures the memory of {spec.name!r} ended with status {child.returncode} ({last}): "
             "compare without memory, or with fewer pictures at once"
         )
-    found = json.loads(child.stdout)
-    return None if found is None else MemoryUse(**found)
+    answer = json.loads(child.stdout)
+    if "sentence" in answer:
+        kind = InputError if answer["status"] == InputError.exit_status else EnvironmentProblem
+        raise kind(answer["sentence"])
+    return None if answer["memory"] is None else MemoryUse(**answer["memory"])
