@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import tiny
+from support.bundles import edit_manifest
 from support.command import Command
 
 from nextscale.plan.codec import from_json
@@ -176,6 +177,18 @@ def test_generating_is_what_the_library_generates(toy: Path, tmp_path: Path, nex
     assert {"nextscale.seed": "7", "nextscale.guidance_scale": "2.0"}.items() <= found.items()
     assert found["nextscale.bundle_sha256"] == said["bundle_sha256"] == open_bundle(toy).digest
     assert set(said["step_seconds"]) == {"begin", "step_00", "step_01", "step_02", "step_03", "decode"}
+
+
+def test_a_name_wins_over_a_number_and_what_is_drawn_is_told(own_toy: Path, tmp_path: Path, nextscale: Command) -> None:
+    edit_manifest(own_toy, lambda data: data.update(classes=["2", "star", "None"]))
+    arguments = ["generate", own_toy, "--seed", "0", "-o", tmp_path, "--labels"]
+    run = nextscale(*arguments, "2,1,None,none,2")
+    assert run.status == 0, run.err
+    assert "drawn: 2 (class 0), star (class 1), None (class 2), no class\n" in run.out
+    said = json.loads(nextscale(*arguments, "2,none", "--json").out)
+    assert [(image["label"], image["class_name"]) for image in said["images"]] == [(0, "2"), (3, None)]
+    edit_manifest(own_toy, lambda data: data.update(classes=None))
+    assert "drawn: class 2\n" in nextscale(*arguments, "2").out
 
 
 def test_a_seed_that_was_drawn_is_told(toy: Path, tmp_path: Path, nextscale: Command) -> None:

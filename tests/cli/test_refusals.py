@@ -68,6 +68,8 @@ ARGUMENTS = [
     (["generate", "{toy}", "--labels", "3"], r"labels are 0 to 2, or None for no class; found 3"),
     (["generate", "{toy}", "--labels", "-1"], r"labels are 0 to 2, or None for no class; found -1"),
     (["generate", "{toy}", "--labels", "hexagon"], r"label 'hexagon' is none of circle, square, star"),
+    (["generate", "{toy}", "--labels", "1,--5"], r"label '--5' is none of circle, square, star"),
+    (["generate", "{toy}", "--labels", "9" * 5000], r"label '9+' is none of circle, square, star"),
     (["generate", "{toy}", "--labels", "1,,2"], r"labels '1,,2' has an empty entry"),
     (["generate", "{toy}", "--labels", "1", "--top-p", "1.5"], r"top_p is a number above 0 and up to 1; found 1\.5"),
     (["generate", "{toy}", "--labels", "1", "--top-p", "nan"], r"top_p is a number above 0 and up to 1; found nan"),
@@ -80,7 +82,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments, sentence", ARGUMENTS, ids=[" ".join(a) for a, _ in ARGUMENTS])
+@pytest.mark.parametrize("arguments, sentence", ARGUMENTS, ids=[" ".join(a)[:80] for a, _ in ARGUMENTS])
 def test_arguments(arguments: list[str], sentence: str, toy: Path, tmp_path: Path, nextscale: Command) -> None:
     run = nextscale(*(a.format(tmp=tmp_path, toy=toy) for a in arguments))
     assert run.status == 2

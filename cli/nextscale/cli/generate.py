@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,12 @@ DEFAULT = "the bundle's"
 def generate(
     bundle: BundleFolder,
     labels: Annotated[
-        str, typer.Option(metavar="LIST", help="Class numbers or names, one per picture; `none` for no class.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Class names or numbers, one per picture; `none` for no class. A number that is a class's name "
+            "means that class.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the PNGs go.")] = Path("out"),
     seed: Annotated[int | None, typer.Option(help="Fixes the pictures.", show_default="drawn, and told")] = None,
@@ -48,8 +55,10 @@ def generate(
     from nextscale.cli.progress import Progress
     from nextscale.runtime import Pipeline
 
-    wanted = read_labels(labels)
+    asked = split_labels(labels)
     with Pipeline.open(bundle, backend=backend, device=device, threads=threads) as pipeline, Progress() as progress:
+        names = pipeline.manifest.classes or ()
+        wanted = [read_label(text, names) for text in asked]
         total = _steps(pipeline, len(wanted))
         seen = 0
 
@@ -71,20 +80,38 @@ def generate(
     if json:
         from nextscale.cli.output import print_json
 
-        print_json(_report(result, paths))
+        print_json(_report(result, paths, names))
         return
     for path in paths:
         typer.echo(str(path))
+    null = pipeline.manifest.plan.model().classes
+    typer.echo(f"drawn: {', '.join(class_text(label, names, null) for label in dict.fromkeys(result.labels))}")
     pictures = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     typer.echo(f"{pictures} in {result.seconds:.2f} s ({result.seconds / len(paths):.2f} s each), seed {result.seed}")
 
 
-def read_labels(text: str) -> list[int | str | None]:
-    """``207,star,none`` to 207, "star" and None."""
+def split_labels(text: str) -> list[str]:
+    """``207, star,none`` to its parts."""
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise InputError(f"labels {text!r} has an empty entry: give numbers or names such as 207,88")
-    return [None if part.lower() == "none" else int(part) if part.lstrip("-").isdecimal() else part for part in parts]
+    return parts
+
+
+def read_label(text: str, names: Sequence[str]) -> int | str | None:
+    """A class's name, also where it reads as something else; None for none; a number; else a name nobody has."""
+    if text in names:
+        return text
+    if text.lower() == "none":
+        return None
+    return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
+
+
+def class_text(label: int, names: Sequence[str], null: int) -> str:
+    """A class in words, by name and number; ``null`` is the number of no class."""
+    if label == null:
+        return "no class"
+    return f"{names[label]} (class {label})" if label < len(names) else f"class {label}"
 
 
 def _steps(pipeline: Pipeline, pictures: int) -> int:
@@ -94,11 +121,12 @@ def _steps(pipeline: Pipeline, pictures: int) -> int:
     return len(pipeline.manifest.plan.steps) * sum(1 for _ in passes(pictures, pipeline.batch_sizes))
 
 
-def _report(result: Result, paths: list[Path]) -> dict[str, Any]:
+def _report(result: Result, paths: list[Path], names: Sequence[str]) -> dict[str, Any]:
     images = [
         {
             "file": str(path),
             "label": result.labels[i],
+            "class_name": names[result.labels[i]] if result.labels[i] < len(names) else None,
             "image": result.image_numbers[i],
             "guidance_scale": result.guidance_scale[i],
             "top_p": result.top_p[i],
