@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextscale.compare.collect import Measured, Progress, collect
-from nextscale.compare.folder import earlier
+from nextscale.compare.folder import check_writable, earlier
 from nextscale.compare.judge import Verdict, judge
 from nextscale.compare.options import Options
-from nextscale.compare.report import JSON, write_report
+from nextscale.compare.report import LISTING, write_report
 from nextscale.plan.errors import ParityError
 
 
@@ -49,7 +49,8 @@ def compare(
     is called as it goes. A report is written whether parity holds or not; see :meth:`Comparison.check`. Raises a
     :class:`~nextscale.plan.errors.NextscaleError` where there is nothing to compare.
     """
-    earlier(out, JSON)  # refused before minutes are spent, not after
+    earlier(out, LISTING)  # refused before minutes are spent, not after
+    check_writable(out)
     measured = collect(bundles, model, vae, options or Options(), progress)
     verdicts = judge(measured)
     return Comparison(measured, verdicts, write_report(out, measured, verdicts))

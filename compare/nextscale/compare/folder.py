@@ -5,25 +5,38 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 from nextscale.plan.errors import EnvironmentProblem, InputError
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+
+@dataclass(frozen=True)
+class Listing:
+    """The JSON file ``name`` by which a command knows its own folder; its entry ``files`` lists what the folder has.
+
+    ``ours`` says whether what was found in it is this command's; ``files`` matches the names that the command writes.
+    """
+
+    name: str
+    ours: Callable[[dict[str, Any]], bool]
+    files: re.Pattern[str]
 
 
 @contextmanager
-def replaced(folder: Path, list_name: str) -> Iterator[Path]:
-    """The folder, without the files of an earlier time: those that ``list_name`` in it lists under ``files``.
+def replaced(folder: Path, listing: Listing) -> Iterator[Path]:
+    """The folder, without the files of an earlier time: those that are listed in it and that the command writes.
 
     A folder without such a list must be empty. The caller writes the new list first. Raises
     :class:`~nextscale.plan.errors.InputError` for a folder of something else,
     :class:`~nextscale.plan.errors.EnvironmentProblem` where it cannot be written.
     """
     try:
-        for path in earlier(folder, list_name):
+        for path in earlier(folder, listing):
             path.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -31,39 +44,50 @@ def replaced(folder: Path, list_name: str) -> Iterator[Path]:
         raise EnvironmentProblem(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
-def earlier(folder: Path, list_name: str) -> list[Path]:
+def earlier(folder: Path, listing: Listing) -> list[Path]:
     """The files of an earlier time; raises :class:`InputError` for a folder that was not made here."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return []
-    listed = folder / list_name
+    listed = folder / listing.name
     try:
-        files = json.loads(listed.read_text(encoding="utf-8"))["files"]
-        names = [str(name) for name in files]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} is there and is not a folder of this command: name another with -o, or remove it"
-        ) from error
-    inside = [folder / name for name in names if _NAME.fullmatch(name)]
+        found = json.loads(listed.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and isinstance(found.get("files"), list) and listing.ours(found)):
+        raise InputError(f"{folder} is there and is not a folder of this command: name another with -o, or remove it")
+    inside = [folder / name for name in map(str, found["files"]) if listing.files.fullmatch(name)]
     return [path for path in [*inside, listed] if path.resolve().is_relative_to(folder.resolve())]
 
 
 def claimed(folder: Path, list_name: str, files: Sequence[str], folders: Sequence[str]) -> None:
-    """Makes ``folder`` one in which those files and folders are this command's, and removes what an earlier time left.
+    """Makes ``folder`` one in which those files and folders are this command's, and removes them from an earlier time.
 
-    ``list_name`` in it remembers the claim, and is written before anything else is. Raises as :func:`replaced` does.
+    ``list_name`` in it remembers the claim, and is written before anything else is. A folder with any other claim is
+    refused, so nothing is removed that a file names and this command does not. Raises as :func:`replaced` does.
     """
-    whole = _claims(folder, list_name) if folder.exists() else []
-    with replaced(folder, list_name) as place:
-        for path in whole:
-            if path.is_dir():
+    claim = {"files": list(files), "folders": list(folders)}
+    listing = Listing(list_name, claim.__eq__, re.compile("|".join(map(re.escape, files))))
+    with replaced(folder, listing) as place:
+        for path in (place / name for name in folders):
+            if path.is_dir() and not path.is_symlink() and path.resolve().is_relative_to(place.resolve()):
                 shutil.rmtree(path)
-        (place / list_name).write_text(json.dumps({"files": list(files), "folders": list(folders)}), encoding="utf-8")
+        (place / list_name).write_text(json.dumps(claim), encoding="utf-8")
 
 
-def _claims(folder: Path, list_name: str) -> list[Path]:
-    """The folders that an earlier time claimed; raises as :func:`earlier` does."""
-    earlier(folder, list_name)
-    listed = folder / list_name
-    names = json.loads(listed.read_text(encoding="utf-8")).get("folders", []) if listed.exists() else []
-    paths = [folder / str(name) for name in names if _NAME.fullmatch(str(name))]
-    return [p for p in paths if not p.is_symlink() and p.resolve().is_relative_to(folder.resolve())]
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, before minutes are spent on what it is for; leaves nothing there.
+
+    Raises :class:`~nextscale.plan.errors.EnvironmentProblem`.
+    """
+    missing: list[Path] = []
+    try:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EnvironmentProblem(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()

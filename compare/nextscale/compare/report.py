@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nextscale.compare.collect import Measured
-from nextscale.compare.folder import replaced
+from nextscale.compare.folder import Listing, replaced
 from nextscale.compare.judge import Verdict
 from nextscale.compare.latency import times
 from nextscale.compare.lineup import file_part
@@ -26,6 +27,12 @@ from nextscale.compare.summary import side_summaries, step_summaries
 
 SCHEMA_VERSION = 1
 HTML, JSON = "report.html", "report.json"
+KEYS = {"held", "verdicts", "options", "machine", "summary", "sides", "parity"}
+LISTING = Listing(
+    JSON,
+    lambda found: found.get("schema_version") == SCHEMA_VERSION and found.keys() >= KEYS,
+    re.compile(r"report\.html|pictures/[0-9]{3,}-[A-Za-z0-9._-]+\.png"),
+)
 
 
 def write_report(folder: Path, measured: Measured, verdicts: Sequence[Verdict]) -> Path:
@@ -41,7 +48,7 @@ def write_report(folder: Path, measured: Measured, verdicts: Sequence[Verdict]) 
         HTML: page(measured, verdicts, lambda side, i: embedded[picture_name(measured, side, i)]).encode(),
         **pictures,
     }
-    with replaced(folder, JSON) as place:
+    with replaced(folder, LISTING) as place:
         for name, content in contents.items():
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_bytes(content)
