@@ -18,7 +18,7 @@ from support.damage import with_other_weights
 from nextscale.compare.comparison import Comparison, compare
 from nextscale.compare.options import Options
 from nextscale.compare.report import picture_name
-from nextscale.plan.errors import InputError, ParityError
+from nextscale.plan.errors import EnvironmentProblem, InputError, ParityError
 
 QUICK = Options(pictures=4, threads=1, memory=False)
 SIDES = ["eager full", "eager as pruned", "full", "pruned"]
@@ -188,6 +188,13 @@ def test_a_folder_of_something_else_is_refused_before_anything_runs(tiny_bundle:
         compare([tiny_bundle], nowhere, nowhere, tmp_path, QUICK)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = Path("nowhere")
+    with pytest.raises(EnvironmentProblem, match="report cannot be written"):
+        compare([tiny_bundle], nowhere, nowhere, tmp_path / "file" / "report", QUICK)
+
+
 def test_the_checkpoint_of_another_model_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -212,6 +219,11 @@ def test_another_checkpoint_of_the_same_model_differs_and_is_told_apart(tiny_bun
         (Options(pictures=4, batch=3), "4 pictures cannot be made in runs of 3"),
         (Options(threads=0), "threads is a whole number from 1 on"),
         (Options(warm_up=-1), "warm_up is a whole number from 0 on"),
+        (Options(seed=-1), "seed is a whole number from 0"),
+        (Options(seed=2**63 - 1), "seed is a whole number from 0"),  # the last run's is one more
+        (Options(guidance_scale=float("nan")), "guidance_scale is a number above"),
+        (Options(temperature=0.0), "temperature is a number above"),
+        (Options(top_p=1.5), "top_p is a number above"),
     ],
 )
 def test_options_that_cannot_be_run_are_refused(options: Options, sentence: str) -> None:

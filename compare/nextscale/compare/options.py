@@ -29,9 +29,16 @@ class Options:
 
     def check(self) -> None:
         """Raises :class:`~nextscale.plan.errors.InputError` for numbers that cannot be run."""
+        from nextscale.runtime.request import RANGES, check_number, check_word
+
         for name in ("pictures", "batch", "threads", "warm_up"):
             value, least = getattr(self, name), 0 if name == "warm_up" else 1
             if value is not None and (type(value) is not int or value < least):
                 raise InputError(f"{name} is a whole number from {least} on; found {value!r}")
         if self.pictures % self.batch:
             raise InputError(f"{self.pictures} pictures cannot be made in runs of {self.batch}: take a multiple")
+        for seed in (self.seed, self.seed + self.pictures // self.batch - 1):
+            check_word("seed", seed)
+        for name in RANGES:
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
