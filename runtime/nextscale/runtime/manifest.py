@@ -15,10 +15,10 @@ from math import prod
 from typing import Any
 
 from nextscale.plan import codec
-from nextscale.plan.errors import NextscaleError
 from nextscale.plan.types import Plan
 from nextscale.runtime import strict
 from nextscale.runtime.errors import ManifestError
+from nextscale.runtime.plans import check_classes, check_plan, read_plan
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -197,7 +197,7 @@ def from_json(data: Any) -> Manifest:
     if not isinstance(data, dict):
         raise ManifestError("a manifest is a JSON object; this is not one")
     _check_version(data.get("schema_version"))
-    manifest = strict.read(Manifest, data, hooks={Plan: _read_plan})
+    manifest = strict.read(Manifest, data, hooks={Plan: read_plan})
     check(manifest)
     return manifest
 
@@ -218,6 +218,7 @@ def check_file_name(name: str, path: str) -> None:
 
 def check(manifest: Manifest) -> None:
     """Refuse a manifest that contradicts itself; graphs against plan is :func:`nextscale.runtime.signatures.check`."""
+    check_plan(manifest.plan)
     if manifest.precision not in PRECISIONS:
         raise ManifestError(f"precision: {manifest.precision!r} is none of {', '.join(PRECISIONS)}")
     for name, file in manifest.files.items():
@@ -226,6 +227,7 @@ def check(manifest: Manifest) -> None:
             raise ManifestError(f"files.{name}: a manifest cannot list itself")
         if not _SHA256.fullmatch(file.sha256) or file.size < 0:
             raise ManifestError(f"files.{name}: sha256 is 64 lower-case hex digits and size is not negative")
+    _check_listed(WEIGHTS_FILE, manifest, "files")  # graphs read it whether or not an entry of `weights` names it
     names = [g.name for g in manifest.graphs]
     if len(set(names)) != len(names):
         raise ManifestError(f"graphs: a name stands twice in {names}")
@@ -238,10 +240,7 @@ def check(manifest: Manifest) -> None:
     for key, weight in manifest.weights.items():
         check_file_name(weight.file, f"weights.{key}.file")
         _check_listed(weight.file, manifest, f"weights.{key}.file")
-    if manifest.classes is not None and len(manifest.classes) != manifest.plan.models[0][1].classes:
-        raise ManifestError(
-            f"classes: {len(manifest.classes)} names for a model of {manifest.plan.models[0][1].classes} classes"
-        )
+    check_classes(manifest.plan, manifest.classes, {key: weight.shape for key, weight in manifest.weights.items()})
 
 
 def _check_tensor(tensor: Tensor, path: str) -> None:
@@ -286,10 +285,3 @@ def _lines(value: Any, indent: int) -> str:
         return "[\n" + ",\n".join(pad + _lines(item, indent + 1) for item in value) + f"\n{' ' * indent}]"
     items = (f"{pad}{json.dumps(key)}: {_lines(item, indent + 1)}" for key, item in value.items())
     return "{\n" + ",\n".join(items) + f"\n{' ' * indent}}}"
-
-
-def _read_plan(data: Any, _: str) -> Plan:
-    try:
-        return codec.from_json(data)
-    except NextscaleError as error:
-        raise ManifestError(str(error)) from error  # it names the place from `plan` on

@@ -35,6 +35,9 @@ def derive_graphs(plan: Plan, precision: str = "fp32") -> tuple[Graph, ...]:
 
 def check(manifest: Manifest) -> None:
     """Refuse a manifest whose graphs are not what its plan says; names the first difference."""
+    depth = _model(manifest.plan).depth
+    if depth > max((len(g.outputs) for g in manifest.graphs), default=0):  # before a tensor is derived for each layer
+        raise ManifestError(f"plan.models[0][1].depth: {depth} layers, and no graph has so many outputs")
     try:
         expected = derive_graphs(manifest.plan, manifest.precision)
     except PlanError as error:

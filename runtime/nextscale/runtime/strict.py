@@ -21,11 +21,13 @@ Hook = Callable[[Any, str], Any]
 
 
 def parse(text: str | bytes) -> Any:
-    """JSON text as plain Python data; refuses duplicate keys, NaN and infinities."""
+    """JSON text as plain Python data; refuses duplicate keys, NaN and infinities, and half a character."""
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int)
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()  # finds 1e999 and lone surrogates
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"not valid JSON: {error}") from error
+    return data
 
 
 def read(cls: type[T], data: Any, path: str = "", hooks: Mapping[Any, Hook] | None = None) -> T:
@@ -113,6 +115,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(text: str) -> Any:
     raise ValueError(f"{text} is not a JSON number")
+
+
+def _int(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"{text[:19]}... is no number of 64 bits")
+    return int(text)
 
 
 def _join(path: str, key: str) -> str:
