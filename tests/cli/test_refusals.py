@@ -221,9 +221,10 @@ def test_a_drawn_checkpoint_is_not_drawn_over(tiny_checkpoint: tuple[Path, Path]
 
 def test_the_environment_has_a_status_of_its_own(toy: Path, tmp_path: Path, nextscale: Command) -> None:
     (tmp_path / "file").write_text("")
-    run = nextscale("generate", toy, "--labels", "0", "-o", tmp_path / "file")
-    assert run.status == 3
-    assert re.search(r"pictures cannot be written to .*file: File exists", run.sentence.replace(str(tmp_path), ""))
+    for place, why in (("file", "File exists"), ("file/out", "Not a directory")):
+        run = nextscale("generate", toy, "--labels", "0", "-o", tmp_path / place)
+        assert run.status == 3
+        assert run.err == f"nextscale: {tmp_path / place} cannot be written: {why}\n"  # and nothing was drawn
     run = nextscale("plan", "var-d16", "--svg", tmp_path / "none" / "plan.svg")
     assert run.status == 3
     assert "plan.svg: No such file or directory" in run.sentence

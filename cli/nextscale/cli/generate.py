@@ -53,9 +53,11 @@ def generate(
     versions as metadata.
     """
     from nextscale.cli.progress import Progress
+    from nextscale.compare.folder import check_writable
     from nextscale.runtime import Pipeline
 
     asked = split_labels(labels)
+    check_writable(out)
     with Pipeline.open(bundle, backend=backend, device=device, threads=threads) as pipeline, Progress() as progress:
         names = pipeline.manifest.classes or ()
         wanted = [read_label(text, names) for text in asked]

@@ -37,8 +37,7 @@ class Options:
                 raise InputError(f"{name} is a whole number from {least} on; found {value!r}")
         if self.pictures % self.batch:
             raise InputError(f"{self.pictures} pictures cannot be made in runs of {self.batch}: take a multiple")
-        for seed in (self.seed, self.seed + self.pictures // self.batch - 1):
-            check_word("seed", seed)
+        check_word("seed", check_word("seed", self.seed) + self.pictures // self.batch - 1)  # the first and the last
         for name in RANGES:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name))
