@@ -67,6 +67,15 @@ def test_an_onnxruntime_that_does_not_load_is_a_problem(
     assert told in run.out
 
 
+def test_what_lies_in_the_working_directory_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nextscale: Command
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
+    run = nextscale("doctor")
+    assert run.status == 0, run.out
+
+
 def test_a_gpu_is_told_as_its_driver_s_tool_does(tmp_path: Path, fresh: Command) -> None:
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB, 9.0, 580.65.06'\n")

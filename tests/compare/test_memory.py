@@ -19,6 +19,16 @@ def opener(files: tuple[Path, Path], spec: Spec, backend: str = "onnxruntime") -
     return Opener(*files, backend, "cpu", 1, 1, spec.plan.schedule)
 
 
+def test_what_lies_in_the_working_directory_is_not_loaded(
+    tiny_checkpoint: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
+    bundle = make_specs([tiny_bundle])[0][1]
+    found = measure(opener(tiny_checkpoint, bundle), bundle, ASK)
+    assert found is None or found.before < found.peak
+
+
 def test_a_refusal_keeps_its_status_and_its_sentence(
     tiny_checkpoint: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path
 ) -> None:

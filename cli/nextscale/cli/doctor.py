@@ -140,7 +140,9 @@ def _providers() -> tuple[list[str], str | None]:
         return [], None
     code = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
     try:
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
         if run.returncode == 0:
             return list(codec.loads(run.stdout.strip().splitlines()[-1])), None
     except (subprocess.TimeoutExpired, ValueError, IndexError) as error:

@@ -49,7 +49,7 @@ def measure(opener: Opener, spec: Spec, ask: Ask) -> MemoryUse | None:
         "seed": ask.seed,
     }
     child = subprocess.run(
-        [sys.executable, "-m", "nextscale.compare.child"],
+        [sys.executable, "-P", "-m", "nextscale.compare.child"],  # -P: nothing from the working directory
         input=json.dumps(task),
         capture_output=True,
         text=True,
