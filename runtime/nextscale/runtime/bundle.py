@@ -45,6 +45,15 @@ def open_bundle(path: str | os.PathLike[str], verify: str = "full", expect_sha25
     """
     if verify not in ("full", "size"):
         raise InputError(f"verify is 'full' or 'size'; found {verify!r}")
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"a bundle is opened by the path of its folder; found {path!r}")
+    try:
+        return _open(path, verify == "full", expect_sha256)
+    except OSError as error:  # no right to read, a path that is too long, a device that fails
+        raise BundleError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: str | os.PathLike[str], hashed: bool, expect_sha256: str | None) -> Bundle:
     if not Path(path).is_dir():
         raise BundleError(f"{path} is not a bundle: there is no such folder; make one with `nextscale export`")
     folder = Path(path).resolve()
@@ -57,7 +66,7 @@ def open_bundle(path: str | os.PathLike[str], verify: str = "full", expect_sha25
     except ManifestError as error:
         raise ManifestError(f"{folder / FILE_NAME}: {error}") from error
     for name, file in manifest.files.items():
-        check_file(folder, name, file, hashed=verify == "full")
+        check_file(folder, name, file, hashed)
     return Bundle(folder, manifest, digest)
 
 
@@ -90,7 +99,7 @@ def _plain_file(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         found = path.lstat()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise BundleError(f"{path} is missing, and the bundle needs it ({error.strerror})") from error
     if not stat.S_ISREG(found.st_mode):
         kind = "a link" if stat.S_ISLNK(found.st_mode) else "not a regular file"
@@ -110,16 +119,13 @@ def _read_manifest(folder: Path) -> bytes:
     path = _plain_file(folder, FILE_NAME)
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise BundleError(f"{path} has {path.stat().st_size:,} bytes: no manifest is so long")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+    return path.read_bytes()
 
 
 def _check_expected(folder: Path, digest: str, expected: str | None) -> None:
     if expected is None:
         return
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", expected):
+    if not isinstance(expected, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", expected):
         raise InputError(f"expect_sha256 is 64 hex digits; found {expected!r}")
     if digest != expected.lower():
         raise BundleError(

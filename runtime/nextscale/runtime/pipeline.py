@@ -21,11 +21,12 @@ from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.chain import Chain, Lease, Pass
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.memory import MemoryReport
-from nextscale.runtime.request import Label, Request, Setting, make_request, passes
+from nextscale.runtime.request import Label, Request, Setting, check_batch_sizes, make_request, passes, whole
 from nextscale.runtime.result import Provenance, Result, StepResult
-from nextscale.runtime.slots import Cancel, Control, SlotPool
+from nextscale.runtime.slots import Cancel, Control, SlotPool, check_seconds
 
 log = logging.getLogger("nextscale.runtime")
+MOST_SLOTS = 1024
 
 
 class Pipeline:
@@ -64,16 +65,16 @@ class Pipeline:
         """Open a bundle read-only, check it, and load its graphs.
 
         ``backend`` is a name, or a backend made by the caller, which then brings its own device and threads.
-        ``slots`` calls run at the same time; one that finds none free waits at most ``wait`` seconds. ``batch_sizes``
-        are the sizes that passes may have (None: what the backend prefers): a request is cut into passes of the
-        largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file) or ``size``;
+        ``slots`` calls run at the same time; one that finds none free stands in a queue, at most ``wait`` seconds.
+        ``batch_sizes`` are the sizes (1 to 1024) that passes may have (None: what the backend prefers): a request is
+        cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file) or ``size``;
         ``expect_sha256`` pins the manifest's digest. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
         """
         start = time.perf_counter()
-        if type(slots) is not int or slots < 1:
-            raise InputError(f"slots is a whole number from 1 on; found {slots!r}")
-        if batch_sizes is not None and (not batch_sizes or any(type(b) is not int or b < 1 for b in batch_sizes)):
-            raise InputError(f"batch_sizes are whole numbers from 1 on, at least one of them; found {batch_sizes!r}")
+        if not whole(slots) or not 1 <= slots <= MOST_SLOTS:
+            raise InputError(f"slots is a whole number from 1 to {MOST_SLOTS}; found {slots!r}")
+        sizes = None if batch_sizes is None else check_batch_sizes(batch_sizes)
+        check_seconds("wait", wait)
         if isinstance(backend, Backend) and (device != "cpu" or threads is not None):
             raise InputError("device and threads belong to the backend that was given: set them there")
         bundle = open_bundle(path, verify, expect_sha256)
@@ -83,7 +84,7 @@ class Pipeline:
                 f"{bundle.folder} is a bundle in {bundle.manifest.precision}, which {engine.name} does not run on "
                 f"{engine.device}: export one in {' or '.join(engine.precisions)}"
             )
-        pipeline = cls(bundle, engine, slots, batch_sizes or engine.batch_sizes, wait)
+        pipeline = cls(bundle, engine, slots, sizes or engine.batch_sizes, wait)
         log.info(
             "opened %s (%s) on %s %s in %.2f s: %s",
             bundle.folder,
@@ -131,6 +132,8 @@ class Pipeline:
         Raises a :class:`~nextscale.plan.errors.NextscaleError`; no picture is returned then.
         """
         started, control = time.perf_counter(), Control.start(timeout, cancel)
+        if on_step is not None and not callable(on_step):
+            raise InputError(f"on_step is a function that takes a step's result; found {on_step!r}")
         request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
         floats, steps, timings = [], [], []
         with closing(self._passes(request, control)) as all_passes:

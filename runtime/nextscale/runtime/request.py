@@ -17,6 +17,7 @@ from nextscale.runtime.manifest import Manifest
 
 Label = int | str | None
 Setting = float | Sequence[float]
+MOST_IMAGES = 1024  # in a pass; far above what makes it faster
 RANGES = {"guidance_scale": (-1e6, 1e6), "top_p": (0.0, 1.0), "temperature": (1e-6, 1e6)}  # above, and up to
 
 
@@ -68,7 +69,8 @@ def make_request(
 
     A setting is one number, or one for each picture; None is the plan's default.
     """
-    given = list(labels) if isinstance(labels, (Sequence, np.ndarray)) and not isinstance(labels, str) else [labels]
+    given = listed(labels)
+    given = [labels] if given is None else given
     if not given:
         raise InputError("no labels: one label makes one picture")
     count = len(given)
@@ -120,7 +122,8 @@ def _setting(plan: Plan, name: str, value: Setting | None, count: int) -> tuple[
         if name not in defaults:
             raise InputError(f"{name}: this bundle has no default for it; give a number")
         value = defaults[name]
-    values: list[Any] = list(value) if isinstance(value, (Sequence, np.ndarray)) else [value] * count
+    given = listed(value)
+    values = [value] * count if given is None else given
     if len(values) != count:
         raise InputError(f"{name}: one number, or one for each of {count} pictures; found {len(values)}")
     return tuple(check_number(name, v) for v in values)
@@ -139,16 +142,20 @@ def check_tokens(plan: Plan, tokens: Sequence[ArrayLike | None] | None, count: i
     """Forced tokens by step order, each (pictures, tokens of the step); raises where they do not fit the plan."""
     if tokens is None:
         return {}
-    if len(tokens) != len(plan.steps):
-        raise InputError(
-            f"tokens: one entry (an array or None) for each of {len(plan.steps)} steps; found {len(tokens)}"
-        )
+    entries = listed(tokens)
+    if entries is None or len(entries) != len(plan.steps):
+        found = type(tokens).__name__ if entries is None else len(entries)
+        raise InputError(f"tokens: one entry (an array or None) for each of {len(plan.steps)} steps; found {found}")
     vocabulary = plan.models[0][1].vocabulary
     forced = {}
-    for step, given in zip(plan.steps, tokens, strict=True):
+    for step, given in zip(plan.steps, entries, strict=True):
         if given is None:
             continue
-        array, shape = np.asarray(given), (count, step.tokens_out)
+        shape = (count, step.tokens_out)
+        try:
+            array = np.asarray(given)
+        except (ValueError, TypeError) as error:  # ragged, or on a device
+            raise InputError(f"tokens of step {step.order} are no array of shape {shape}: {error}") from error
         if array.shape != shape or array.dtype.kind not in "iu":
             raise InputError(
                 f"tokens of step {step.order} are whole numbers of shape {shape}; found {array.dtype} {array.shape}"
@@ -164,6 +171,22 @@ def check_word(name: str, value: Any) -> int:
     if not whole(value) or not 0 <= value < 2**63:
         raise InputError(f"{name} is a whole number from 0 to 2**63 - 1; found {value!r}")
     return int(value)
+
+
+def check_batch_sizes(sizes: Any) -> tuple[int, ...]:
+    """The sizes that passes may have, ascending, each once; raises :class:`~nextscale.plan.errors.InputError`."""
+    given = listed(sizes)
+    if not given or not all(whole(size) and 1 <= size <= MOST_IMAGES for size in given):
+        raise InputError(
+            f"batch_sizes are whole numbers from 1 to {MOST_IMAGES}, at least one of them; found {sizes!r}"
+        )
+    return tuple(sorted({int(size) for size in given}))
+
+
+def listed(value: Any) -> list[Any] | None:
+    """The items of a sequence or an array; None for what is one value: a number, text, an array without axes."""
+    several = value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, Sequence)
+    return list(value) if several and not isinstance(value, (str, bytes, bytearray)) else None
 
 
 def whole(value: Any) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from nextscale.plan.errors import InputError
 from nextscale.runtime.buffers import Slot
 from nextscale.runtime.errors import Cancelled, PipelineClosed, PipelineTimeout
 
@@ -28,7 +31,11 @@ class Control:
     @classmethod
     def start(cls, timeout: float | None, cancel: Cancel | None) -> Control:
         """A control whose ``timeout`` in seconds counts from now; None is no limit."""
-        return cls(timeout, None if timeout is None else time.monotonic() + timeout, cancel)
+        if cancel is not None and not callable(cancel) and not isinstance(cancel, threading.Event):
+            raise InputError(f"cancel is a threading.Event, or a function that returns True to stop; found {cancel!r}")
+        if timeout is None:
+            return cls(None, None, cancel)
+        return cls(timeout, time.monotonic() + check_seconds("timeout", timeout), cancel)
 
     def check(self) -> None:
         """Raise :class:`Cancelled` or :class:`PipelineTimeout` where the call has to stop."""
@@ -37,6 +44,14 @@ class Control:
             raise Cancelled("the call was cancelled by its caller")
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise PipelineTimeout(f"the call ran past its timeout of {self.timeout:g} s and was stopped")
+
+
+def check_seconds(name: str, value: Any) -> float:
+    """A number of seconds; one that is over already is negative. Raises :class:`InputError`."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not -1e9 <= value <= 1e9:  # NaN is in no range
+        raise InputError(f"{name} is a number of seconds, 1e9 at most; found {value!r}")
+    return float(value)
 
 
 class SlotPool:

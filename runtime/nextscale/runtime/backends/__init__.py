@@ -25,6 +25,6 @@ def make_backend(name: str, device: str = "cpu", threads: int | None = None) -> 
     Raises :class:`~nextscale.plan.errors.InputError` for a name that is none,
     :class:`~nextscale.runtime.errors.BackendError` where something that it needs is not installed.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise InputError(f"backend {name!r} is none of {', '.join(sorted(BACKENDS))}")
     return BACKENDS[name](device, threads)

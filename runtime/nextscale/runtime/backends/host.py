@@ -23,7 +23,7 @@ class HostMemory:
     def __init__(self, size: int) -> None:
         try:
             block = np.empty(size + ALIGNMENT, np.uint8)
-        except MemoryError as error:
+        except (MemoryError, ValueError, OverflowError) as error:  # more than there is, or than an array can index
             raise BackendError(
                 f"no memory for buffers of {size:,} bytes: use fewer slots or smaller batches"
             ) from error
