@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,27 @@ def test_a_folder_that_cannot_be_written(result: Result, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="pictures cannot be written to"):
         result.save(tmp_path / "file")
+
+
+def test_a_full_disk_leaves_no_half_picture(pipeline: Pipeline, result: Result, tmp_path: Path) -> None:
+    """The limit on file sizes stands for the disk: a write beyond it fails with an OSError, in a process of its own."""
+    pytest.importorskip("resource")
+    (path,) = pipeline.generate(2, seed=5, first_image=7).save(tmp_path)
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys; from nextscale.runtime import Pipeline\n"
+        "made = Pipeline.open(sys.argv[1], threads=1).generate([2, None], seed=5, first_image=7, guidance_scale=3)\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)\n"
+        "from nextscale.plan.errors import EnvironmentProblem\n"
+        "try:\n    made.save(sys.argv[2])\n"
+        "except EnvironmentProblem as error:\n    print(error)"
+    )
+    command = [sys.executable, "-c", code, str(pipeline.bundle.folder), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"pictures cannot be written to {tmp_path}: File too large\n"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before
 
 
 def test_metadata_of_other_files(tmp_path: Path) -> None:

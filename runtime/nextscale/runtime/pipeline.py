@@ -67,8 +67,8 @@ class Pipeline:
         ``backend`` is a name, or a backend made by the caller, which then brings its own device and threads.
         ``slots`` calls run at the same time; one that finds none free stands in a queue, at most ``wait`` seconds.
         ``batch_sizes`` are the sizes (1 to 1024) that passes may have (None: what the backend prefers): a request is
-        cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file) or ``size``;
-        ``expect_sha256`` pins the manifest's digest. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
+        cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file)
+        or ``size``; ``expect_sha256`` pins the manifest's digest. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
         """
         start = time.perf_counter()
         if not whole(slots) or not 1 <= slots <= MOST_SLOTS:
@@ -176,7 +176,9 @@ class Pipeline:
         """Like :meth:`generate`, step by step: an iterator of :class:`StepResult`, pass after pass.
 
         Arguments are checked now; a slot is taken at the first step and given back after the last, or when the
-        iterator is closed, which cancels the call. ``timeout`` counts from now.
+        iterator is closed, which cancels the call. ``timeout`` counts from now, and is looked at when a step is asked
+        for: a stream that is neither read to its end nor closed keeps its slot, past its timeout too. So close it,
+        with ``contextlib.closing`` where reading may stop early.
         """
         control = Control.start(timeout, cancel)
         request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +129,8 @@ class Result:
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write one PNG for each picture, named by seed, number and class, and return the paths.
 
-        The folder is made where it is not there; a file of the same name is replaced.
+        The folder is made where it is not there. A file of the same name is replaced by the whole picture or not at
+        all. Raises :class:`~nextscale.plan.errors.EnvironmentProblem` where it cannot be written.
         """
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
@@ -141,7 +143,12 @@ class Result:
                 for key, text in self.metadata(i).items():
                     info.add_itxt(key, text)
                 path = Path(folder) / f"seed{self.seed}-{self.image_numbers[i]:05d}-class{self.labels[i]}.png"
-                Image.fromarray(pixels).save(path, format="PNG", pnginfo=info)
+                part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+                try:
+                    Image.fromarray(pixels).save(part, format="PNG", pnginfo=info)
+                    part.replace(path)
+                finally:
+                    part.unlink(missing_ok=True)
                 paths.append(path)
         except OSError as error:
             raise EnvironmentProblem(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
