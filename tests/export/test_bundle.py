@@ -20,6 +20,7 @@ from support import tiny
 
 from nextscale.export.bundle import prepared, publishing
 from nextscale.export.checkpoint import load_checkpoint
+from nextscale.export.names import tensors_of
 from nextscale.export.reweight import reweight
 from nextscale.export.verify import verify
 from nextscale.plan.errors import EnvironmentProblem, InputError, ParityError
@@ -145,7 +146,7 @@ def test_half_precision(tmp_path: Path, tiny_checkpoint: Files, tiny_pruned_bund
         assert dtypes[name] == half
     for name in ("derived/var/blocks.0.attn.q_scale", "var/class_emb.weight", "vae/quantize.embedding.weight"):
         assert dtypes[name] == "float32"
-    assert all(("twin" in v.how) == (precision == "bf16") for v in manifest.verified)
+    assert all(v.how.startswith("float32 twin") for v in manifest.verified)
     if precision == "bf16":
         with pytest.raises(
             InputError, match="a bundle in bf16, which onnxruntime does not run on cpu: export one in fp32"
@@ -214,4 +215,38 @@ def test_a_graph_that_samples_by_other_rules_is_refused(
     onnx.save_model(model, path)
     eager = prepared(load_checkpoint(*tiny_checkpoint), plan, "fp32")
     with pytest.raises(ParityError, match=r"step_03: \d+ of \d+ tokens are drawn differently"):
+        verify(changed, eager, "fp32", quiet)
+
+
+def test_every_input_of_a_picture_is_seen(tmp_path: Path, tiny_checkpoint: Files, tiny_bundle: Path) -> None:
+    """A graph that leaves the temperature out is refused."""
+    changed = Path(shutil.copytree(tiny_bundle, tmp_path / "changed"))
+    for path in changed.glob("step_*.onnx"):
+        model = onnx.load_model(path, load_external_data=False)
+        (shaped,) = (node for node in model.graph.node if "temperature.in" in node.input)
+        (divided,) = (node for node in model.graph.node if shaped.output[0] in node.input)
+        divided.op_type = "Identity"
+        del divided.input[1:]
+        path.write_bytes(model.SerializeToString())
+    eager = prepared(load_checkpoint(*tiny_checkpoint), open_bundle(tiny_bundle).manifest.plan, "fp32")
+    with pytest.raises(ParityError, match="tokens are drawn differently"):
+        verify(changed, eager, "fp32", quiet)
+
+
+def test_an_export_leaves_the_checkpoint_as_it_was(tiny_checkpoint: Files, tiny_bundle: Path) -> None:
+    checkpoint, plan = load_checkpoint(*tiny_checkpoint), open_bundle(tiny_bundle).manifest.plan
+    prepared(checkpoint, plan, "fp16")
+    again = prepared(checkpoint, plan, "fp32")
+    assert again.var.head.weight is checkpoint.var.head.weight  # shared, not copied
+    names = open_bundle(tiny_bundle).manifest.weights
+    fresh = prepared(load_checkpoint(*tiny_checkpoint), plan, "fp32")
+    ours, theirs = (tensors_of(names, eager.var, eager.vae) for eager in (again, fresh))
+    assert all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+def test_a_graph_that_does_not_run_is_told(tmp_path: Path, tiny_checkpoint: Files, tiny_bundle: Path) -> None:
+    changed = Path(shutil.copytree(tiny_bundle, tmp_path / "changed"))
+    (changed / "weights.safetensors").write_bytes(b"")
+    eager = prepared(load_checkpoint(*tiny_checkpoint), open_bundle(tiny_bundle).manifest.plan, "fp32")
+    with pytest.raises(EnvironmentProblem, match=r"ONNX Runtime .* cannot run begin\.onnx, so it cannot be verified"):
         verify(changed, eager, "fp32", quiet)

@@ -28,6 +28,9 @@ def print_bundle(folder: Path, seconds: float, json: bool) -> None:
     for how in dict.fromkeys(v.how for v in manifest.verified):
         checked = [v for v in manifest.verified if v.how == how]
         worst = max(checked, key=lambda v: v.max_error or 0.0)
-        error = f", largest difference {worst.max_error:.2g} ({worst.graph})" if worst.max_error is not None else ""
-        say(f"verified against eager PyTorch: {len(checked)} graphs, {how}{error}")
+        if worst.max_error is None:
+            say(f"not verified: {len(checked)} graphs, {how}")
+        else:
+            error = f"largest difference {worst.max_error:.2g} ({worst.graph})"
+            say(f"verified against eager PyTorch: {len(checked)} graphs, {how}, {error}")
     say(f"next: nextscale generate {folder} --labels 0,1 --seed 0 -o out/")

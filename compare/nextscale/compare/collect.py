@@ -22,6 +22,7 @@ from nextscale.compare.sides import Ask, Opener, Run, Side, Spec
 from nextscale.compare.stability import explained
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.types import Plan
+from nextscale.runtime.backends import make_backend
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.result import to_uint8
 
@@ -81,6 +82,7 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
     threads = options.threads or torch.get_num_threads()
     opener = Opener(model, vae, options.backend, options.device, threads, options.batch, specs[0].plan.schedule)
     asked = _asked(options, specs[0].plan)
+    make_backend(options.backend, options.device, threads)  # refused before memory is measured, which takes minutes
     opener.check(specs)
     first = replace(asked, labels=asked.labels[: options.batch])
     memory: dict[str, MemoryUse | None] = {}
@@ -160,12 +162,10 @@ def _asks(asked: Ask, options: Options) -> Iterator[Ask]:
 
 def _notes(bundles: Sequence[Path], manifests: Sequence[Manifest], opener: Opener) -> Iterator[str]:
     """What a reader should know before looking for a fault."""
-    for precision, checkpoint in opener.checkpoints.items():
-        ours = {f.weight_set: f.sha256 for f in checkpoint.source.files}
-        for path, manifest in zip(bundles, manifests, strict=True):
-            theirs = {f.weight_set: f.sha256 for f in manifest.source.files}
-            if manifest.precision == precision and theirs != ours:
-                yield f"{path.name} says that it was made from other checkpoint files than those compared with"
+    ours = {f.weight_set: f.sha256 for f in opener.checkpoint.source.files}
+    for path, manifest in zip(bundles, manifests, strict=True):
+        if {f.weight_set: f.sha256 for f in manifest.source.files} != ours:
+            yield f"{path.name} says that it was made from other checkpoint files than those compared with"
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -80,7 +81,7 @@ class Spec:
 
 @dataclass
 class Opener:
-    """Opens sides; eager sides of one precision share one loaded checkpoint.
+    """Opens sides; eager sides share one loaded checkpoint.
 
     ``threads`` are those of one pass on either side; ``batch`` is the number of pictures in every run;
     ``schedule`` is the bundles', which the checkpoint need not name.
@@ -93,20 +94,18 @@ class Opener:
     threads: int
     batch: int
     schedule: tuple[Grid, ...]
-    checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
 
     def open(self, spec: Spec) -> Side:
         """The side, loaded. Raises a :class:`~nextscale.plan.errors.NextscaleError`."""
         if spec.bundle is None:
-            return EagerSide(prepared(self.checkpoint(spec.precision), spec.plan, spec.precision))
+            return EagerSide(prepared(self.checkpoint, spec.plan, spec.precision))
         engine = make_backend(self.backend, self.device, self.threads)
         return BundleSide(Pipeline.open(spec.bundle, engine, batch_sizes=(self.batch,)))
 
-    def checkpoint(self, precision: str) -> Checkpoint:
-        """The checkpoint, loaded once for each precision: preparing it casts its weights."""
-        if precision not in self.checkpoints:
-            self.checkpoints[precision] = load_checkpoint(self.model, self.vae, self.schedule)
-        return self.checkpoints[precision]
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint, loaded once."""
+        return load_checkpoint(self.model, self.vae, self.schedule)
 
     def check(self, specs: Sequence[Spec]) -> None:
         """Refuse a checkpoint that is not of the plans' model. Keeps nothing of it: memory is measured next."""

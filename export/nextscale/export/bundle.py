@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import re
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import onnx
 from safetensors import SafetensorError
+from torch import nn
 
 from nextscale.export.checkpoint import Checkpoint
 from nextscale.export.components import compute_in
@@ -23,8 +26,8 @@ from nextscale.export.graphs import DTYPES, GraphBuilder, Traced
 from nextscale.export.hidden import hidden_folder
 from nextscale.export.names import tensors_of
 from nextscale.export.state_dict import file_digest
-from nextscale.export.verify import TOLERANCES as VERIFIED_HERE
-from nextscale.export.verify import same_but_for_casts, verify
+from nextscale.export.twin import same_but_for_rounding
+from nextscale.export.verify import HERE, TOLERANCES, verify
 from nextscale.export.weights import weight_table, write_weights
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.plan.types import Plan
@@ -32,6 +35,7 @@ from nextscale.runtime.manifest import FILE_NAME, File, Manifest, Recipe, Verifi
 from nextscale.runtime.signatures import derive_graphs
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 VERSIONED = ("nextscale", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -57,17 +61,18 @@ def export_bundle(
     """
     traced = {} if traced is None else traced
     with publishing(out) as folder:
-        if options.precision in VERIFIED_HERE:
-            written = write_graphs(checkpoint, options.plan, options.precision, folder, progress, traced)
-            verified = verify(folder, written.eager, options.precision, _stage(progress, "verify"))
-        else:
+        written = write_graphs(checkpoint, options.plan, options.precision, folder, progress, traced)
+        twin_verified: tuple[Verified, ...] = ()
+        if options.precision != "fp32":
             with TemporaryDirectory(dir=out.parent, prefix=f"{folder.name}-") as name:
                 twin = Path(name)
                 eager = write_graphs(checkpoint, options.plan, "fp32", twin, progress, traced).eager
-                how = f"float32 twin on onnxruntime CPU, {options.precision} by its pattern of casts"
-                verified = verify(twin, eager, "fp32", _stage(progress, "verify"), how)
-                written = write_graphs(checkpoint, options.plan, options.precision, folder, progress, traced)
-                same_but_for_casts(folder, twin)
+                twin_verified = verify(twin, eager, "fp32", _stage(progress, "verify"), f"float32 twin on {HERE}")
+                same_but_for_rounding(folder, twin)
+        verified = twin_verified
+        if options.precision in TOLERANCES:
+            how = f"float32 twin, then {HERE}" if twin_verified else HERE
+            verified = verify(folder, written.eager, options.precision, _stage(progress, "verify"), how)
         write_manifest(folder, out.name, checkpoint, options, written.weights, verified)
     return out
 
@@ -122,11 +127,19 @@ def write_manifest(
 
 
 def prepared(checkpoint: Checkpoint, plan: Plan, precision: str) -> Eager:
-    """The eager model as graphs have it: derived tensors folded, in the precision that is exported."""
-    checkpoint.var.fold()
-    checkpoint.vae.fold()
-    compute_in(checkpoint.var, checkpoint.vae, DTYPES[precision])
-    return Eager(plan, checkpoint.var, checkpoint.vae)
+    """The eager model as graphs have it: derived tensors folded, in the precision that is exported.
+
+    The checkpoint stays as it was loaded; tensors that need no cast are shared with it.
+    """
+    var, vae = _sharing(checkpoint.var).fold(), _sharing(checkpoint.vae).fold()
+    compute_in(var, vae, DTYPES[precision])
+    return Eager(plan, var, vae)
+
+
+def _sharing(module: AnyModule) -> AnyModule:
+    """A copy of a module over the same tensors."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def _stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:

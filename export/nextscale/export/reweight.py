@@ -18,14 +18,16 @@ from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE, Manifest
 
+NOT_RUN = "not run with these weights: the same graphs as of a bundle whose float32 twin was verified"
+
 
 def reweight(bundle: Path, model: Path, vae: Path | None, out: Path, progress: Progress) -> Path:
     """Publishes ``out``: the graphs of ``bundle`` with the weights of other checkpoint files.
 
     ``vae`` is None where the fine-tune left the tokenizer as it was. The files must be of the bundle's architecture:
     equal sizes and schedule give an equal layout of the weights file, which is what the graphs refer to. Every graph is
-    verified again, as after an export; of bfloat16, which the CPU cannot run, the export's own account
-    stands. Raises :class:`InputError` where the architectures differ.
+    verified again, as after an export, but for bfloat16's, which the CPU cannot run and whose manifest says so.
+    Raises :class:`InputError` where the architectures differ.
     """
     old = open_bundle(bundle).manifest
     plan = old.plan
@@ -49,7 +51,7 @@ def reweight(bundle: Path, model: Path, vae: Path | None, out: Path, progress: P
             raise InputError(f"{bundle} was written with another layout of its weights: export the fine-tune by itself")
         for graph in old.graphs:
             shutil.copyfile(bundle / graph.file, folder / graph.file)
-        verified = old.verified
+        verified = tuple(replace(v, how=NOT_RUN, max_error=None, tolerance=None) for v in old.verified)
         if old.precision in TOLERANCES:
             verified = verify(folder, eager, old.precision, lambda d, t, what: progress("verify", d, t, what))
         options = Options(plan, old.recipe, old.precision)

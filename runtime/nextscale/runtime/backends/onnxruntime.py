@@ -78,7 +78,7 @@ class OnnxRuntime(Backend):
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except _errors(self._ort) as error:
+        except errors_of(self._ort) as error:
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_first_line(error)}"
             ) from error
@@ -105,7 +105,7 @@ class Session:
                 binding.bind_input(bound.name, "cpu", 0, _TYPES[bound.dtype][1], bound.shape, bound.address)
             for bound in outputs:
                 binding.bind_output(bound.name, "cpu", 0, _TYPES[bound.dtype][1], bound.shape, bound.address)
-        except _errors(self._ort) as error:
+        except errors_of(self._ort) as error:
             raise BackendError(f"ONNX Runtime cannot bind {self._name}: {_first_line(error)}") from error
         return SessionCall(self, binding)
 
@@ -120,7 +120,7 @@ class SessionCall:
         owner = self._owner
         try:
             owner._session.run_with_iobinding(self._binding)
-        except _errors(owner._ort) as error:
+        except errors_of(owner._ort) as error:
             raise BackendError(f"ONNX Runtime failed in {owner._name}: {_first_line(error)}") from error
 
 
@@ -202,7 +202,7 @@ def _check_signature(file: str, kind: str, wanted: Sequence[Tensor], found: Sequ
             )
 
 
-def _errors(ort: ModuleType) -> tuple[type[Exception], ...]:
+def errors_of(ort: ModuleType) -> tuple[type[Exception], ...]:
     """Everything that ONNX Runtime raises: its own exceptions share no base class."""
     state = ort.capi.onnxruntime_pybind11_state
     own = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
