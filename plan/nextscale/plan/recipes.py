@@ -132,7 +132,7 @@ _DEMO = Recipe(
     tokenizer=Tokenizer(32, (1, 1, 2), res_blocks=1, code_channels=16, vocabulary=512, stride=4, norm_groups=8),
     schedule=squares(1, 2, 3, 4, 6, 8, 12, 16),
     sampling=Sampling(top_k=0),
-    defaults=(("guidance_scale", 3.0), ("top_p", 0.9), ("temperature", 1.0)),
+    defaults=(("guidance_scale", 4.0), ("top_p", 0.7), ("temperature", 0.9)),
 )
 
 
