@@ -135,6 +135,29 @@ def test_a_terminal_without_the_signs_still_gets_its_table(fresh: Command) -> No
     assert "16?16" in run.out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_an_interrupt_that_waits_for_a_trace_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from nextscale.export.trace import without_weights
+
+    def traced() -> None:
+        said = ""
+        with stoppable(), without_weights():
+            signal.raise_signal(signal.SIGINT)
+            while not said:
+                said = capsys.readouterr().err
+                time.sleep(0.01)
+            assert said == "nextscale: stopping after the piece that is being traced ...\n"
+
+    def not_traced() -> None:
+        with stoppable():
+            signal.raise_signal(signal.SIGINT)
+
+    for command in (traced, not_traced):
+        with pytest.raises(KeyboardInterrupt):
+            command()
+    assert capsys.readouterr().err == ""
+
+
 def test_an_interrupt_that_a_library_swallowed_is_raised_at_the_next_progress() -> None:
     progress = Progress()
 

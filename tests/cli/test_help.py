@@ -77,6 +77,8 @@ def test_the_base_alone_is_enough_to_inspect(toy: Path, fresh: Command) -> None:
             ["export", "-r", "var-d16", "--model", "a.pth", "--vae", "b.pth", "-o", "{tmp}/new"],
             "this needs the package \\w+, which is missing: pip install 'nextscale\\[export\\]'",
         ),
+        (["compare", "{toy}", "--model", "a.pth", "--vae", "b.pth"], "package \\w+, .*'nextscale\\[compare\\]'"),
+        (["demo", "-o", "{tmp}/demo"], "package \\w+, .*'nextscale\\[compare\\]'"),
         (["generate", "{toy}", "--labels", "0", "-o", "{tmp}"], "onnxruntime, .*'nextscale\\[cpu\\]'"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nextscale.cli.errors import needing
 from nextscale.cli.options import Json
 from nextscale.compare.options import Options
 
@@ -50,8 +51,9 @@ def compare(
     Exit status 4: a bundle does not compute what eager PyTorch computes. The report is written all the same.
     """
     from nextscale.cli.progress import Progress
-    from nextscale.compare.comparison import compare as run
 
+    with needing("compare"):
+        from nextscale.compare.comparison import compare as run
     options = Options(
         pictures=n,
         batch=batch,

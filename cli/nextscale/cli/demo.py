@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nextscale.cli.errors import needing
 from nextscale.plan.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ def demo(
     Takes a few minutes on two cores. Ends by saying where the pictures are and what FastVAR saved.
     """
     from nextscale.cli.progress import Progress
-    from nextscale.compare.comparison import compare
     from nextscale.compare.folder import claimed
     from nextscale.compare.options import Options
 
+    with needing("compare"):
+        from nextscale.compare.comparison import compare
     start = time.monotonic()
     options = Options(pictures=n, threads=threads)
     options.check()

@@ -7,10 +7,11 @@ Statuses: 1 a mistake of ours, 2 refused input, 3 the environment, 4 numbers tha
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from nextscale.plan.errors import NextscaleError
+from nextscale.plan.errors import EnvironmentProblem, NextscaleError
 
 NAME = "nextscale"
 INTERNAL, REFUSED, ENVIRONMENT, INTERRUPTED = 1, 2, 3, 128 + signal.SIGINT
@@ -83,8 +84,7 @@ def explained(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt() | typer.Abort():
             return INTERRUPTED, "interrupted; nothing half-finished was kept"
         case ModuleNotFoundError() if (module := (error.name or "").split(".")[0]) in EXTRAS:
-            extra = EXTRAS[module]
-            return ENVIRONMENT, f"this needs the package {module}, which is missing: pip install 'nextscale[{extra}]'"
+            return ENVIRONMENT, _lacking(module, EXTRAS[module])
         case ImportError():
             return ENVIRONMENT, f"a package cannot be loaded ({_line(error)}): `nextscale doctor` shows what is there"
         case MemoryError():
@@ -97,6 +97,21 @@ def explained(error: BaseException) -> tuple[int, str]:
         return REFUSED, f"{message}{hint}"
     advice = "run it again as `nextscale --debug ...` and report what it prints"
     return INTERNAL, f"this is a mistake in nextscale ({type(error).__name__}: {_line(error)}): {advice}"
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Imports inside need this extra as a whole, whichever of its packages is the first that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (module := (error.name or "").split(".")[0]) not in EXTRAS:
+            raise
+        raise EnvironmentProblem(_lacking(module, extra)) from error
+
+
+def _lacking(module: str, extra: str) -> str:
+    return f"this needs the package {module}, which is missing: pip install 'nextscale[{extra}]'"
 
 
 @contextmanager
@@ -121,11 +136,40 @@ def stoppable() -> Iterator[None]:
     handlers = {signal.SIGINT: interrupted, signal.SIGTERM: terminated}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        with _told(handlers):
+            yield
     finally:
         _stops.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _told(handlers: Mapping[signal.Signals, object]) -> Iterator[None]:
+    """One line on stderr for a signal that something else than ``handlers`` holds back: an exporter while it traces.
+
+    Python writes the number of every signal to the wake-up socket as it arrives, whoever handles it later.
+    """
+    numbers, arriving = socket.socketpair()
+    arriving.setblocking(False)
+
+    def watch() -> None:
+        while caught := numbers.recv(1):
+            number = signal.Signals(caught[0])
+            if number in handlers and signal.getsignal(number) is not handlers[number]:
+                sys.stderr.write("nextscale: stopping after the piece that is being traced ...\n")
+                sys.stderr.flush()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(arriving.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        arriving.close()  # ends the watcher
+        watcher.join()
+        numbers.close()
 
 
 _stops: list[BaseException] = []  # what signals have raised in this command
