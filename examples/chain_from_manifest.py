@@ -26,6 +26,8 @@ Array = np.ndarray[Any, Any]
 
 def read_manifest(bundle: Path) -> Any:
     """The manifest of a bundle whose other files are what it lists."""
+    if not (bundle / "manifest.json").is_file():
+        raise SystemExit(f"{bundle} is no bundle: it has no manifest.json")
     manifest = json.loads((bundle / "manifest.json").read_bytes())
     if manifest["schema_version"] != 1:
         raise SystemExit(f"{bundle} has manifest version {manifest['schema_version']}, this program reads 1")
@@ -69,6 +71,9 @@ class Chain:
 
     def run(self, labels: list[int], seed: int, **given: float) -> tuple[list[Array], Array]:
         """Tokens (images, n) of every step, and the pictures (images, 3, height, width) in [0, 1]."""
+        null = self.plan["models"][0][1]["classes"]  # the class behind the last: none
+        if not all(0 <= label <= null for label in labels) or not 0 <= seed < 2**63:
+            raise SystemExit(f"labels are 0 to {null}, a seed is 0 to 2**63 - 1; found {labels} and {seed}")
         settings, tokens = {**dict(self.plan["defaults"]), **given}, []
         for graph, session in zip(self.graphs, self.sessions, strict=True):
             step = None if graph["step"] is None else self.plan["steps"][graph["step"]]
@@ -125,18 +130,22 @@ def png(picture: Array) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+def numbers(text: str) -> list[int]:
+    """``207,88`` to 207 and 88; the parser turns a ValueError into its sentence."""
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pictures from a bundle's manifest alone.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--labels", default="0", help="class numbers, such as 207,88")
+    parser.add_argument("--labels", type=numbers, default=[0], help="class numbers, such as 207,88")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     asked = parser.parse_args(arguments)
-    labels = [int(label) for label in asked.labels.split(",")]
-    _, pictures = Chain(asked.bundle, len(labels)).run(labels, asked.seed)
+    _, pictures = Chain(asked.bundle, len(asked.labels)).run(asked.labels, asked.seed)
     asked.out.mkdir(parents=True, exist_ok=True)
     for image, picture in enumerate(pictures):
-        path = asked.out / f"seed{asked.seed}-{image:05d}-class{labels[image]}.png"
+        path = asked.out / f"seed{asked.seed}-{image:05d}-class{asked.labels[image]}.png"
         path.write_bytes(png(picture))
         print(path)
 

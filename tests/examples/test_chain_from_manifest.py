@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,32 @@ def test_any_picture_becomes_a_png(shape: tuple[int, ...], tmp_path: Path) -> No
     (tmp_path / "a.png").write_bytes(png(pixels / np.float64(255)))
     with Image.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), pixels.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--labels=-3"], r"labels are 0 to 3, a seed is 0 to 2\*\*63 - 1; found \[-3\] and 0"),
+        (["--labels", "0,4"], r"labels are 0 to 3, .*; found \[0, 4\] and 0"),
+        (["--seed=-1"], r"labels are 0 to 3, .*; found \[0\] and -1"),
+        (["--seed", str(2**63)], r"labels are 0 to 3"),
+        (["--labels", "star"], r"--labels: invalid numbers value: 'star'"),
+        (["--labels", "1,"], r"--labels: invalid numbers value"),
+    ],
+)
+def test_what_the_contract_does_not_know_is_refused_in_a_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(SystemExit) as refused:
+        chain_from_manifest.main([str(bundle), *arguments, "--out", str(tmp_path / "o")])
+    assert re.search(sentence, f"{refused.value}{capsys.readouterr().err}")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"is no bundle: it has no manifest\.json"):
+        Chain(tmp_path, 1)
 
 
 def flip_a_bit(bundle: Path) -> None:
