@@ -52,9 +52,20 @@ def test_a_changed_file_with_its_old_hash_has_status_2(
         tiny_bundle, tmp_path / "broken", "var/blocks.0.attn.proj.weight", lambda w: -w, honest=False
     )
     model, vae = tiny_checkpoint
-    run = nextscale("compare", broken, "--model", model, "--vae", vae, "-o", tmp_path / "report", *QUICK)
+    run = nextscale("compare", broken, "--model", model, "--vae", vae, "-o", tmp_path / "report")
     assert run.status == 2
-    assert "was changed or damaged" in run.err
+    assert "was changed or damaged" in run.sentence
+
+
+def test_an_unknown_backend_has_status_2_before_memory_is_measured(
+    nextscale: Command, tiny_checkpoint: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    model, vae = tiny_checkpoint
+    more = ("-o", tmp_path / "report", "--backend", "magic")
+    run = nextscale("compare", tiny_bundle, "--model", model, "--vae", vae, *more)
+    assert run.status == 2
+    assert "backend 'magic' is none of" in run.sentence
+    assert "memory" not in run.err
 
 
 def test_files_the_wrong_way_round_have_status_2(
