@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.bundles import tiny_plan, write_bundle
+from support.bundles import break_output, tiny_plan, write_bundle
 from support.by_hand import run_by_hand
 
 from nextscale.plan.errors import InputError
@@ -185,6 +185,17 @@ def test_weights_that_are_not_numbers_give_no_picture(tmp_path: Path) -> None:
             with pytest.raises(NonFiniteError, match=r"logits.out of step_00 holds NaN or infinity") as caught:
                 pipeline.generate([0, 1])
         assert caught.value.exit_status == 4
+
+
+@pytest.mark.parametrize(
+    "graph, output", [("step_03", "state.code_sum.out"), ("step_01", "logits.out"), ("decode", "image.out")]
+)
+def test_one_output_that_is_no_number_gives_no_picture(own_bundle: Path, graph: str, output: str) -> None:
+    """Where all others are finite: nothing later in the chain would tell."""
+    break_output(own_bundle, graph, output)
+    message = rf"^{output} of {graph} holds NaN or infinity for the pictures \[0, 1"
+    with Pipeline.open(own_bundle, threads=1) as pipeline, pytest.raises(NonFiniteError, match=message):
+        pipeline.generate([0, 1], seed=0)
 
 
 def test_memory_by_cause(open_pipeline: Open) -> None:

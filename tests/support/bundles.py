@@ -88,6 +88,20 @@ def edit_manifest(folder: Path, edit: Any) -> None:
     path.write_text(json.dumps(data))
 
 
+def break_output(folder: Path, graph: str, output: str) -> None:
+    """Make one output of a graph infinite or NaN everywhere; who reads it within the graph reads it as it was."""
+    path = folder / f"{graph}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"{output}.good" if name == output else name for name in names]
+    nodes = [("Sub", [f"{output}.good"] * 2, f"{output}.zero"), ("Div", [f"{output}.good", f"{output}.zero"], output)]
+    model.graph.node.extend(helper.make_node(kind, inputs, [name]) for kind, inputs, name in nodes)
+    onnx.save(model, path)
+    file = {"sha256": hash_file(path), "size": path.stat().st_size}
+    edit_manifest(folder, lambda data: data["files"][path.name].update(file))
+
+
 @dataclass
 class Net:
     """A graph under construction: ``net("Add", a, b)`` adds a node and names its result."""

@@ -68,7 +68,8 @@ class Pipeline:
         ``slots`` calls run at the same time; one that finds none free stands in a queue, at most ``wait`` seconds.
         ``batch_sizes`` are the sizes (1 to 1024) that passes may have (None: what the backend prefers): a request is
         cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file)
-        or ``size``; ``expect_sha256`` pins the manifest's digest. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
+        or ``size``; ``expect_sha256`` pins the manifest's digest. Raises a
+        :class:`~nextscale.plan.errors.NextscaleError`.
         """
         start = time.perf_counter()
         if not whole(slots) or not 1 <= slots <= MOST_SLOTS:
