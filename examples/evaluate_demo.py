@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,16 +36,19 @@ from nextscale.runtime.manifest import Recipe
 SEED = 20_000
 LEVEL = 0.95  # of intervals and of the one-sided bound
 
-# Pruned share of the tokens per scale, from the end; caches, layers and all else as the shipped recipe has them.
-RATIOS: dict[str, Mapping[int, float]] = {
-    "last-25": {-1: 0.25},
-    "last-50": {-1: 0.5},
-    "last-75": {-1: 0.75},
-    "both-25-50": {-2: 0.25, -1: 0.5},
-    "both-50-75": {-2: 0.5, -1: 0.75},
-    "both-75-90": {-2: 0.75, -1: 0.9},
+# Beside the shipped recipe: how much is pruned at which scales, restored from the scale before these or an earlier one.
+METHODS: dict[str, FastVAR] = {
+    "last 25 %": FastVAR({-1: 0.25}, -2),
+    "last 40 %": FastVAR({-1: 0.4}, -2),
+    "last 75 %": FastVAR({-1: 0.75}, -2),
+    "last 90 %": FastVAR({-1: 0.9}, -2),
+    "last 50 %, caches one scale earlier": FastVAR({-1: 0.5}, -3),
+    "last 50 %, from layer 1": FastVAR({-1: 0.5}, -2, (1, -1)),
+    "last two 25, 50 %": FastVAR({-2: 0.25, -1: 0.5}, -3),
+    "last two 50, 75 %": FastVAR({-2: 0.5, -1: 0.75}, -3),
+    "last three 25, 50, 75 %": FastVAR({-3: 0.25, -2: 0.5, -1: 0.75}, -4),
 }
-VARIANTS = ("full", "fastvar", *RATIOS)
+VARIANTS = ("full", "fastvar", *METHODS)
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,18 @@ def plan_of(variant: str, checkpoint: Checkpoint) -> Plan:
     """The plan of a variant with this checkpoint's numbers."""
     numbers = (checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
     full = plan_for(RECIPES["demo"], *numbers)
-    if variant in RATIOS:
-        shipped = RECIPES["demo-fastvar"].methods[0]
-        if not isinstance(shipped, FastVAR):
-            raise TypeError(f"the recipe demo-fastvar prunes by {shipped}, which has no ratios to vary")
-        return FastVAR(RATIOS[variant], shipped.cache_scale, shipped.layers, shipped.sub_layers)(full)
+    if variant in METHODS:
+        return METHODS[variant](full)
     return full if variant == "full" else plan_for(RECIPES["demo-fastvar"], *numbers)
 
 
 def bundles(variants: list[str], checkpoint: Checkpoint, folder: Path) -> dict[str, Path]:
     """The bundles of these variants, exported where they are not there yet."""
     traced = Traced()
-    places = {variant: folder / variant for variant in variants}
+    places = {variant: folder / re.sub(r"[^a-z0-9]+", "-", variant).strip("-") for variant in variants}
     for variant, place in places.items():
         if not place.exists():
-            options = Options(plan_of(variant, checkpoint), Recipe(f"demo-{variant}", 1))
+            options = Options(plan_of(variant, checkpoint), Recipe(f"demo-{place.name}", 1))
             export_bundle(checkpoint, options, place, lambda *_: None, traced)
             print(f"exported {place}", flush=True)
     return places
@@ -90,7 +90,9 @@ def draw_and_judge(
     found: dict[str, list[Seen]] = {variant: [] for variant in places}
     for first in range(0, count, batch):
         reference = None
-        kept = {v: folder / f"{v}-{p.bundle.digest[:12]}-{batch}-{first:06d}.npz" for v, p in pipelines.items()}
+        kept = {
+            v: folder / f"{places[v].name}-{p.bundle.digest[:12]}-{batch}-{first:06d}.npz" for v, p in pipelines.items()
+        }
         if not all(path.exists() for path in kept.values()):
             for variant, pipeline in pipelines.items():
                 labels = [i % len(CLASS_NAMES) for i in range(first, first + batch)]

@@ -40,7 +40,6 @@ ARGUMENTS = [
     (["plan", "var-d16", "--schedule", "1,,2"], r"schedule '1,,2' is not a list"),
     (["plan", "var-d16", "--schedule", "1,0,2"], r"schedule '1,0,2' has a side of 0"),
     (["plan", "var-d16", "--schedule", "1,-2"], r"schedule '1,-2' is not a list"),
-    (["plan", "var-d16-fastvar", "--schedule", "1,2"], r"scale -3 is asked for; the plan has 2"),
     (["draw", "var-d16", "-o", "{tmp}/d", "--seed", "-1"], r"Invalid value for '--seed'"),
     (["draw", "var-d16", "-o", "{tmp}/d", "--width", "65"], r"a width of 65 cannot be shared by 16 heads"),
     (["draw", "var-d16", "-o", "{tmp}/d", "--multipliers", "1;2"], r"multipliers '1;2' is not a list"),

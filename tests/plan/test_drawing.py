@@ -6,6 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
+from support.tiny import PRUNED
 
 from nextscale.plan.cost import memory, plan_cost
 from nextscale.plan.devices import device
@@ -28,9 +29,9 @@ def texts(plan: Plan) -> list[str]:
 
 
 def test_the_table_of_steps() -> None:
-    plan = plan_for(recipe("var-d16-fastvar"))
+    plan = PRUNED(plan_for(recipe("var-d16")))
     table = step_table(plan, device("RTX 3090"), images=4)
-    assert table.title == "var-d16-fastvar: 4 pictures, fp16, roofline of RTX 3090"
+    assert table.title == "var-d16: 4 pictures, fp16, roofline of RTX 3090"
     assert all(len(row) == len(table.columns) == len(table.numeric) for row in table.rows)
     assert [row[0] for row in table.rows] == ["begin", *(f"step_{k:02d}" for k in range(10)), "decode", "all"]
     last = dict(zip(table.columns, table.rows[10], strict=True))
@@ -73,7 +74,7 @@ def test_the_picture_is_xml_that_needs_nothing_else(name: str) -> None:
 
 
 def test_bands_show_what_is_computed_cached_and_restored() -> None:
-    plan = plan_for(recipe("var-d16-fastvar"))
+    plan = PRUNED(plan_for(recipe("var-d16")))
     assert len(rectangles(plan, CACHED)) == 15
     assert len(rectangles(plan, RESTORED)) == 2 * 15
     assert len(rectangles(plan, COMPUTED)) == 16 * 10 - 15
