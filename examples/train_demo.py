@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this stage (may be repeated)")
     parser.add_argument("--pictures", type=int, default=64_000, help="size of the pool")
     parser.add_argument("--tokenizer-minutes", type=float, default=18.0)
-    parser.add_argument("--var-minutes", type=float, default=85.0)
+    parser.add_argument("--var-minutes", type=float, default=110.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -14,6 +14,7 @@ import pytest
 import typer
 from support.bundles import write_bundle
 
+from nextscale.plan.recipes import plan_for, recipe
 from nextscale.runtime import manifest as manifests
 from nextscale.runtime import signatures
 
@@ -213,3 +214,29 @@ def test_the_sample_manifest_is_one() -> None:
 def test_the_exporter_s_advice_is_there() -> None:
     assert "docs/parity.md" in (REPOSITORY / "export/nextscale/export/verify.py").read_text(encoding="utf-8")
     assert "## Which layer" in text("docs/parity.md")
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "result"),
+    [
+        ("README.md", "demo_quality"),
+        ("docs/recipes.md", "demo_quality"),
+        ("docs/recipes.md", "demo_screening_scales"),
+        ("docs/recipes.md", "demo_screening_last"),
+    ],
+)
+def test_tables_are_the_committed_results(page: str, result: str) -> None:
+    table = [line for line in text(f"benchmarks/results/{result}.md").splitlines() if line.startswith("|")]
+    assert len(table) > 3
+    assert "\n".join(table) in text(page)
+
+
+def test_the_shipped_recipe_costs_less_than_a_point() -> None:
+    rows = json.loads(text("benchmarks/results/demo_quality.json"))["variants"]
+    (shipped,) = (row for row in rows if row["variant"] == "fastvar")
+    assert shipped["methods"] == list(plan_for(recipe("demo-fastvar")).methods)
+    assert shipped["pictures"] >= 10_000
+    assert shipped["accuracy_loss_upper_bound"] < 0.01
