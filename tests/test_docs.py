@@ -240,3 +240,21 @@ def test_the_shipped_recipe_costs_less_than_a_point() -> None:
     assert shipped["methods"] == list(plan_for(recipe("demo-fastvar")).methods)
     assert shipped["pictures"] >= 10_000
     assert shipped["accuracy_loss_upper_bound"] < 0.01
+
+
+def test_the_readme_s_figures_are_the_committed_results() -> None:
+    exports = json.loads(text("benchmarks/results/export.json"))["exports"]
+    summary = {row["name"]: row for row in json.loads(text("benchmarks/results/compare_var_d16.json"))["summary"]}
+    sides = [summary[row["recipe"]] for row in exports]
+    rows = (
+        [f"{row['seconds']:.0f} s" for row in exports],
+        [f"{row['peak_pss_over_checkpoint']:.2f}" for row in exports],
+        [f"{row['bundle_over_checkpoint']:.2f}" for row in exports],
+        [f"{side['total']['median']:.2f} s" for side in sides],
+        [f"{side['memory'] / 1e9:.2f} GB" for side in sides],
+    )
+    for cells in rows:
+        assert f"| {' | '.join(cells)} |" in text("README.md")
+    eager = summary["eager full"]
+    assert f"takes {eager['total']['median']:.2f} s" in text("README.md")
+    assert f"eager's {eager['memory'] / 1e9:.2f} GB" in text("README.md")
