@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -42,7 +41,6 @@ def test_every_graph_runs_in_a_range_of_its_name(pipeline: Pipeline, monkeypatch
     assert seen == [entry for name in graphs for entry in (f"nextscale {name}", "end")]
 
 
-@pytest.mark.skipif(find_spec("nvtx") is None, reason="nvtx is an optional package")
 def test_with_the_package_a_range_can_be_entered() -> None:
     with ranges.span("step_00") as entered:
         assert entered is not None
