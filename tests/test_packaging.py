@@ -92,7 +92,6 @@ def test_an_extra_brings_what_it_promises(wheel: Path, extra: str, tmp_path: Pat
     imports_in_a_fresh_environment(wheel, extra, EXTRAS[extra], tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("extra", GPU_EXTRAS)
