@@ -1,0 +1,136 @@
+"""Opening a target folder: found, read and checked before a byte of it reaches a native library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nextscale.plan.errors import InputError
+from nextscale.runtime.bundle import Bundle, check_file
+from nextscale.runtime.errors import BackendError, BundleError, ManifestError
+from nextscale.runtime.manifest import File
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, Settings, Target, loads
+from nextscale.runtime.targets.places import beside, folder_name, in_cache
+from nextscale.runtime.targets.stale import GRAPH, Difference
+
+_LARGEST_MANIFEST = 2**20
+
+
+@dataclass(frozen=True)
+class OpenTarget:
+    """A checked target folder."""
+
+    folder: Path
+    target: Target
+
+    def path(self, graph: str) -> Path:
+        """The engine file of a graph."""
+        return self.folder / self.target.engine(graph).file
+
+    def engine(self, graph: str) -> Engine:
+        """What the manifest says of it."""
+        return self.target.engine(graph)
+
+
+def find_target(bundle: Bundle, flavor: str, sm: str, targets: Path | None = None) -> Path:
+    """The folder of ``bundle``'s target for a flavour and a compute capability such as ``sm86``.
+
+    Looked for beside the bundle and in the user's cache, or only in the folder ``targets`` (what ``nextscale build -o``
+    was given). Raises :class:`BackendError` with the command that builds it.
+    """
+    name = folder_name(flavor, sm, bundle.manifest.precision)
+    places = [beside(bundle), in_cache(bundle)] if targets is None else [Path(targets)]
+    for place in places:
+        if (place / name / FILE_NAME).is_file():
+            return place / name
+    others = sorted({p.parent.name for place in places for p in place.glob(f"*/{FILE_NAME}")})
+    there = f"there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else "nothing is built there"
+    raise BackendError(
+        f"{bundle.folder} has no target {name} in {places[0]} ({there}): "
+        f"build it with `nextscale build {bundle.folder} --flavor {flavor} --target {sm}"
+        f"{'' if targets is None else f' -o {targets}'}`"
+    )
+
+
+def open_target(folder: Path, bundle: Bundle, verify: str = "full") -> OpenTarget:
+    """Read and check a target folder against its bundle; ``verify`` is ``full`` (hash every engine) or ``size``.
+
+    Raises :class:`BackendError` that names the field, what was found, and the command that rebuilds the target.
+    """
+    if verify not in ("full", "size"):
+        raise InputError(f"verify is 'full' or 'size'; found {verify!r}")
+    target = read_target(folder)
+    folder = Path(folder).resolve()
+    for difference in _against_bundle(target, bundle):
+        raise BackendError(
+            f"{folder} was built for something else than {bundle.folder}: {difference}; "
+            f"rebuild it with `{rebuild_command(bundle, target)}`"
+        )
+    for engine in target.engines:
+        try:
+            check_file(folder, engine.file, File(engine.sha256, engine.size), verify == "full")
+        except (BundleError, OSError) as error:
+            said = str(error).partition("; copy or export")[0].partition(": copy or export")[0]
+            raise BackendError(f"{said}; rebuild it with `{rebuild_command(bundle, target)} --force`") from error
+    return OpenTarget(folder, target)
+
+
+def read_target(folder: Path) -> Target:
+    """The manifest of a target folder, checked against nothing but itself; raises :class:`BackendError`."""
+    path = Path(folder) / FILE_NAME
+    try:
+        if not path.is_file() or path.is_symlink():
+            raise BackendError(
+                f"{folder} is not a built target: it has no {FILE_NAME}; make one with `nextscale build`"
+            )
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise BackendError(f"{path} has {path.stat().st_size:,} bytes: no target's manifest is so long")
+        return loads(path.read_bytes())
+    except ManifestError as error:
+        raise BackendError(f"{path}: {error}; build the target again with `nextscale build ... --force`") from error
+    except OSError as error:
+        raise BackendError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_machine(target: Target, flavor: str, library_version: str, sm: str) -> None:
+    """Refuse engines of another flavour, library version or GPU than what is here, before they are deserialised.
+
+    ``flavor`` and ``library_version`` are those of the library that is to run them, ``sm`` is the device's compute
+    capability, such as ``sm86``. Raises :class:`BackendError`.
+    """
+    here = {"flavor": flavor, "library_version": library_version, "target": sm}
+    for field, found in here.items():
+        built = getattr(target, field)
+        if built != found:
+            raise BackendError(
+                f"the engines of {target.bundle} were built for {field} {built}, and here it is {found}: rebuild them "
+                f"with `nextscale build engines/{target.bundle} --flavor {flavor} --target {sm}{_arguments(target)}`"
+            )
+
+
+def rebuild_command(bundle: Bundle, settings: Settings) -> str:
+    """The command that builds a target of those settings."""
+    return (
+        f"nextscale build {bundle.folder} --flavor {settings.flavor} --target {settings.target}{_arguments(settings)}"
+    )
+
+
+def _arguments(settings: Settings) -> str:
+    weights = " --weights embedded" if settings.weights == "embedded" else ""
+    return f" --batch {','.join(map(str, settings.batch_sizes))}{weights} --restore {settings.restore}"
+
+
+def _against_bundle(target: Target, bundle: Bundle) -> Iterator[Difference]:
+    """What of a bundle a target depends on and does not match."""
+    manifest = bundle.manifest
+    if target.precision != manifest.precision:
+        yield Difference("precision", target.precision, manifest.precision)
+    wanted = {graph.name: manifest.files[graph.file].sha256 for graph in manifest.graphs}
+    built = {engine.graph: engine.graph_sha256 for engine in target.engines}
+    for graph in sorted({*wanted, *built}):
+        if wanted.get(graph) != built.get(graph):
+            yield Difference(f"{GRAPH} of {graph}", built.get(graph), wanted.get(graph))
+    weights = manifest.files["weights.safetensors"].sha256
+    if target.weights == "embedded" and target.weights_sha256 != weights:
+        yield Difference("weights_sha256", target.weights_sha256, weights)
