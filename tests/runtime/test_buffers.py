@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from support.bundles import tiny_plan
 
+from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.backends.host import HostMemory
 from nextscale.runtime.backends.onnxruntime import OnnxRuntime
-from nextscale.runtime.buffers import Slot, layout
+from nextscale.runtime.buffers import Layout, Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.errors import BackendError
 
@@ -21,9 +22,18 @@ def opened(bundle: Path) -> Bundle:
     return open_bundle(bundle)
 
 
+def layout_of(opened: Bundle, images: int) -> Layout:
+    return layout(unrolled(opened.manifest.graphs), opened.manifest.guidance_rows, images)
+
+
+def slot_of(opened: Bundle, images: int) -> tuple[Slot, Loaded]:
+    loaded = OnnxRuntime(threads=1).open(opened)
+    return Slot(unrolled(opened.manifest.graphs), opened.manifest.guidance_rows, loaded, images), loaded
+
+
 def test_buffers_do_not_overlap_and_hold_their_longest_tensor(opened: Bundle) -> None:
-    manifest, images = opened.manifest, 3
-    found = layout(manifest, images)
+    images = 3
+    found = layout_of(opened, images)
     places = sorted(found.places.values())
     assert all(start % 256 == 0 for start, _ in places)
     assert all(a + length <= b for (a, length), (b, _) in pairwise(places))
@@ -34,32 +44,38 @@ def test_buffers_do_not_overlap_and_hold_their_longest_tensor(opened: Bundle) ->
 
 
 def test_causes_add_up(opened: Bundle) -> None:
-    found = layout(opened.manifest, 2)
+    found = layout_of(opened, 2)
     causes = found.by_cause()
     assert causes["tapes"] == 2 * 2 * 11 * 4 * 2 * 4 * 4
     assert causes["restore caches"] == 2 * 2 * 4 * 6 * 8 * 4
     assert sum(causes.values()) == sum(length for _, length in found.places.values())
     assert set(causes) == {
-        "tapes", "restore caches", "conditions", "state", "noise", "logits", "pictures", "requests"
+        "tapes", "restore caches", "conditions", "state", "noise", "logits", "pictures", "requests and results"
     }  # fmt: skip
 
 
 def test_the_layout_is_what_the_plan_says_of_memory(opened: Bundle) -> None:
     """The plan counts the same buffers for its own report, by rules of its own; guidance and the like it leaves out."""
     plan_buffers = pytest.importorskip("nextscale.plan.buffers")
-    found = layout(opened.manifest, 1)
+    found = layout_of(opened, 1)
     counted = {b.name: b.rows * b.row_items * 4 for b in plan_buffers.buffers(tiny_plan())}
     assert counted.pop("state.map.0") >= found.places["state.map.0"][1]  # the plan makes both maps the wider one's size
-    small = {"labels", "guidance", "top_p", "temperature", "state.map.0"}
-    assert {name: length for name, (_, length) in found.places.items() if name not in small} == counted
+    small = ("labels", "guidance", "top_p", "temperature", "state.map.0", "keys", "flags")
+    for buffer in ("tokens", "tokens.forced"):  # one for each step: 1, 4, 6 and 16 tokens
+        each = [length for name, (_, length) in found.places.items() if name.startswith(f"{buffer}.step")]
+        assert max(each) == counted.pop(buffer)
+        assert len(each) == 4
+        small = (*small, f"{buffer}.step")
+    assert {name: length for name, (_, length) in found.places.items() if not name.startswith(small)} == counted
 
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_a_tapes_past_is_a_prefix_and_its_new_rows_the_next_slice(opened: Bundle, images: int) -> None:
-    slot = Slot(opened.manifest, OnnxRuntime(threads=1), images=3)
+    slot, _ = slot_of(opened, images=3)
     row = 2 * images * 2 * 4 * 4  # bytes of a tape row for so many pictures
     start = None
-    for graph, past in zip(opened.manifest.steps[:3], (0, 1, 5), strict=True):
+    steps = unrolled(opened.manifest.steps)
+    for graph, past in zip(steps[:3], (0, 1, 5), strict=True):
         tensors = {t.name: slot.bound(t, images) for t in (*graph.inputs, *graph.outputs)}
         new = tensors["tape.var.k.01.out"]
         start = new.address if start is None else start
@@ -71,9 +87,8 @@ def test_a_tapes_past_is_a_prefix_and_its_new_rows_the_next_slice(opened: Bundle
 
 def test_graphs_write_tapes_in_place(opened: Bundle) -> None:
     """After a step exactly its slice of the tape's memory has changed; the past in front of it has not."""
-    backend = OnnxRuntime(threads=1)
-    slot, images = Slot(opened.manifest, backend, images=2), 2
-    for graph in opened.manifest.graphs[:3]:  # begin, step_00, step_01
+    (slot, loaded), images = slot_of(opened, images=2), 2
+    for graph in unrolled(opened.manifest.graphs[:3]):  # begin, step_00, step_01
         for t in graph.inputs:
             if t.source is not None:
                 slot.view(t, images)[...] = 0.5 if t.dtype == "float32" else 0
@@ -82,7 +97,8 @@ def test_graphs_write_tapes_in_place(opened: Bundle) -> None:
         if tape:
             whole[tape.offset :] = np.nan
         before = whole.copy()
-        slot.call(graph, backend.load(opened.path(graph.file), graph), images).execute()
+        inputs, outputs = ([slot.bound(t, images) for t in tensors] for tensors in (graph.inputs, graph.outputs))
+        loaded.prepare(slot.memory, graph.name, inputs, outputs).execute()
         if tape:
             end = tape.offset + int(tape.shape[0])
             assert np.array_equal(whole[: tape.offset], before[: tape.offset])
@@ -96,12 +112,22 @@ def _whole_tape(slot: Slot, opened: Bundle) -> np.ndarray:
     return slot.view(last, 2)
 
 
-def test_calls_are_made_once(opened: Bundle) -> None:
-    backend = OnnxRuntime(threads=1)
-    slot, graph = Slot(opened.manifest, backend, 2), opened.manifest.graph("begin")
-    executable = backend.load(opened.path(graph.file), graph)
-    assert slot.call(graph, executable, 2) is slot.call(graph, executable, 2)
-    assert slot.call(graph, executable, 1) is not slot.call(graph, executable, 2)
+def test_what_the_host_writes_and_reads_lies_together(opened: Bundle) -> None:
+    """Two copies move it: requests with cleared flags before a pass, flags with tokens after it, and nothing else."""
+    found = layout_of(opened, 3)
+
+    def inside(span: tuple[int, int]) -> set[str]:
+        return {n for n, (start, size) in found.places.items() if span[0] <= start and start + size <= sum(span)}
+
+    graphs = [graph.name for graph in unrolled(opened.manifest.graphs)]
+    steps = [name for name in graphs if name.startswith("step")]
+    flags = {f"flags.{s}.{t}.out" for s in steps for t in ("logits", "state.code_sum")} | {"flags.decode.image.out"}
+    asked = {"keys", "labels.in", "top_p.in", "temperature.in"}
+    asked |= {f"{name}.{step}" for name in ("guidance", "tokens.forced") for step in steps}
+    plain = {"labels.in": "labels", "top_p.in": "top_p", "temperature.in": "temperature"}
+    assert inside(found.requests) == {plain.get(name, name) for name in asked} | flags
+    assert inside(found.results) == flags | {f"tokens.{step}" for step in steps}
+    assert inside(found.flags) == flags
 
 
 def test_host_memory_is_aligned_and_views_are_the_memory() -> None:

@@ -44,7 +44,7 @@ def test_every_thread_gets_its_turn(open_pipeline: Open) -> None:
 
 
 def test_slots_go_out_in_the_order_of_asking_and_who_leaves_the_queue_holds_nobody_up() -> None:
-    pool, order = SlotPool([object()], wait=30), []  # type: ignore[list-item]  # the pool only lends them
+    pool, order = SlotPool([object()], 30, lambda: None), []  # type: ignore[list-item]  # the pool only lends them
 
     def ask(i: int, stop: threading.Event) -> None:
         with pool.take(Control.start(None, stop)):

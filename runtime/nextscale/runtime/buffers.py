@@ -1,23 +1,30 @@
 """A slot: the buffers of one chain of passes, in one block of memory that is allocated once.
 
 Where every tensor of every graph lies follows from the manifest: an appended tape's past is the first rows of its
-buffer and its new rows are the next slice, so handing tensors on between steps is arithmetic on addresses.
+buffer and its new rows are the next slice, so handing tensors on between steps is arithmetic on addresses. What the
+host writes before a pass lies together, and so does what it reads after one: each is moved by one copy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from nextscale.runtime.backends.base import Backend, Bound, Call, Executable
-from nextscale.runtime.manifest import Graph, Manifest, Tensor
+from nextscale.runtime.backends.base import Bound, Loaded
+from nextscale.runtime.manifest import IMAGES, Graph, Tensor
 
 ALIGNMENT = 256  # bytes; enough for every backend's loads
+KEYS = Tensor("keys", "int64", (IMAGES, 2), "keys", 0, "read", "keys")  # what noise is made from: seed and number
+IMAGE = "image.out"
+CHECKED = ("logits.out", "state.code_sum.out", IMAGE)  # must be finite
+TOLD = "tokens.out"  # what the host reads of every step
 
+_OWN = ("guidance", "tokens")  # what the host writes for each step anew
 _CAUSES = {
     "tape": "tapes",
     "cache": "restore caches",
@@ -29,12 +36,57 @@ _CAUSES = {
 }
 
 
+def unrolled(graphs: Iterable[Graph]) -> tuple[Graph, ...]:
+    """The graphs, with a buffer for every step's own guidance, forced tokens and sampled tokens.
+
+    So a whole picture is asked for before its first step, and told after its last. Nothing else of a chain shares
+    those buffers.
+    """
+
+    def own(graph: Graph, tensor: Tensor) -> Tensor:
+        if tensor.source not in _OWN and tensor.name != TOLD:
+            return tensor
+        return dataclasses.replace(tensor, buffer=f"{tensor.buffer}.{graph.name}")
+
+    return tuple(
+        dataclasses.replace(
+            graph,
+            inputs=tuple(own(graph, tensor) for tensor in graph.inputs),
+            outputs=tuple(own(graph, tensor) for tensor in graph.outputs),
+        )
+        for graph in graphs
+    )
+
+
+def requested(graph: Graph) -> Iterator[Tensor]:
+    """What the host writes for a graph before a pass; noise is made where the graph runs."""
+    return (tensor for tensor in graph.inputs if tensor.source is not None and not is_noise(tensor))
+
+
+def is_noise(tensor: Tensor) -> bool:
+    """Whether an input is drawn from the keys: ``uniforms.<stream>``."""
+    return (tensor.source or "").startswith("uniforms.")
+
+
+def flags(graph: Graph, tensor: Tensor) -> Tensor:
+    """For each picture whether an output held NaN or infinity, (images,) int32."""
+    name = f"flags.{graph.name}.{tensor.name}"
+    return Tensor(name, "int32", (IMAGES,), name, 0, "replace")
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Start and length in bytes of every buffer, for passes of up to ``images`` pictures."""
+    """Start and length in bytes of every buffer, for passes of up to ``images`` pictures.
+
+    ``requests`` and ``results`` (first byte, bytes) are what moves to the device before a pass and back after it;
+    ``flags`` belong to both.
+    """
 
     images: int
     places: Mapping[str, tuple[int, int]]
+    requests: tuple[int, int]
+    flags: tuple[int, int]
+    results: tuple[int, int]
 
     @property
     def size(self) -> int:
@@ -45,69 +97,95 @@ class Layout:
         """Bytes by what they are for: tapes, restore caches, state, ..."""
         causes: dict[str, int] = {}
         for name, (_, length) in self.places.items():
-            cause = _CAUSES.get(name.partition(".")[0], "requests")
+            cause = _CAUSES.get(name.partition(".")[0], "requests and results")
             causes[cause] = causes.get(cause, 0) + length
         return causes
 
 
-def layout(manifest: Manifest, images: int) -> Layout:
-    """Every buffer of the manifest side by side; a buffer is as long as the furthest tensor on it."""
-    lengths: dict[str, int] = {}
-    for tensor in _tensors(manifest.graphs):
-        start, length = tensor.span(images, manifest.guidance_rows)
-        lengths[tensor.buffer] = max(lengths.get(tensor.buffer, 0), start + length)
-    places, start = {}, 0
-    for name, length in lengths.items():
-        places[name] = (start, length)
-        start += -(-length // ALIGNMENT) * ALIGNMENT
-    return Layout(images, places)
+def layout(graphs: Sequence[Graph], guidance_rows: int, images: int) -> Layout:
+    """Every buffer of the unrolled graphs side by side; a buffer is as long as the furthest tensor on it."""
+    asked = _lengths([KEYS, *(t for g in graphs for t in requested(g))], images, guidance_rows)
+    marks = _lengths([flags(g, t) for g in graphs for t in g.outputs if t.name in CHECKED], images, guidance_rows)
+    told = _lengths([t for g in graphs for t in g.outputs if t.name == TOLD], images, guidance_rows)
+    rest = _lengths([t for g in graphs for t in (*g.inputs, *g.outputs)], images, guidance_rows)
+    places: dict[str, tuple[int, int]] = {}
+    start, ends = 0, []
+    for lengths in (asked, marks, told, rest):
+        for name, length in lengths.items():
+            if name not in places:
+                places[name] = (start, length)
+                start += -(-length // ALIGNMENT) * ALIGNMENT
+        ends.append(start)
+    return Layout(
+        images,
+        places,
+        requests=(0, ends[1]),
+        flags=(ends[0], ends[1] - ends[0]),
+        results=(ends[0], ends[2] - ends[0]),
+    )
 
 
 class Slot:
-    """Buffers for one pass at a time, and the calls that are bound to them.
+    """Buffers for one pass at a time.
 
-    ``lock`` is held by whoever runs a graph on it: a pass and a preview may be asked for from two threads.
+    ``lock`` is held by whoever runs a graph on them: a pass and a preview may be asked for from two threads.
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend, images: int) -> None:
-        self.layout = layout(manifest, images)
+    def __init__(self, graphs: Sequence[Graph], guidance_rows: int, loaded: Loaded, images: int) -> None:
+        self.layout = layout(graphs, guidance_rows, images)
         self.lock = threading.RLock()
-        self._rows = manifest.guidance_rows
-        self._memory = backend.allocate(self.layout.size)
-        self._calls: dict[tuple[str, int, str | None], Call] = {}
+        self.memory = loaded.allocate(self.layout.size)
+        self._rows = guidance_rows
 
     def view(self, tensor: Tensor, images: int) -> NDArray[Any]:
         """The host's array of a tensor, for a pass of so many pictures."""
-        return self._memory.view(self._start(tensor, images), tensor.concrete(images, self._rows), tensor.dtype)
+        return self.memory.view(self.start(tensor, images), tensor.concrete(images, self._rows), tensor.dtype)
 
     def push(self, tensor: Tensor, images: int) -> None:
         """Bring a tensor that the host wrote to the device."""
-        self._memory.push(self._start(tensor, images), tensor.span(images, self._rows)[1])
+        self.memory.push(self.start(tensor, images), tensor.span(images, self._rows)[1])
 
     def pull(self, tensor: Tensor, images: int) -> NDArray[Any]:
         """The host's array of a tensor that graphs wrote, up to date; it changes with the next pass."""
-        self._memory.pull(self._start(tensor, images), tensor.span(images, self._rows)[1])
+        self.memory.pull(self.start(tensor, images), tensor.span(images, self._rows)[1])
         return self.view(tensor, images)
+
+    def push_requests(self) -> None:
+        """Bring all that the host wrote for a pass to the device, with the flags cleared."""
+        self._clear()
+        self.memory.push(*self.layout.requests)
+
+    def clear_flags(self) -> None:
+        """Clear what an earlier pass may have flagged."""
+        self._clear()
+        self.memory.push(*self.layout.flags)
+
+    def pull_results(self) -> None:
+        """Bring flags and sampled tokens to the host; waits for all work that was asked for."""
+        self.memory.pull(*self.layout.results)
+
+    def send(self, tensor: Tensor, count: int, address: int) -> None:
+        """The first ``count`` pictures of a tensor that graphs wrote to a caller's own memory, waited for."""
+        self.memory.copy(self.start(tensor, count), tensor.span(count, self._rows)[1], address)
+        self.memory.wait()
 
     def bound(self, tensor: Tensor, images: int) -> Bound:
         """Where a graph finds a tensor."""
         shape = tensor.concrete(images, self._rows)
-        return Bound(tensor.name, tensor.dtype, shape, self._memory.address + self._start(tensor, images))
+        return Bound(tensor.name, tensor.dtype, shape, self.memory.address + self.start(tensor, images))
 
-    def call(self, graph: Graph, executable: Executable, images: int) -> Call:
-        """The graph bound to this slot's buffers; made once for each number of pictures."""
-        key = (graph.name, images, graph.inputs[0].buffer)
-        if key not in self._calls:
-            self._calls[key] = executable.prepare(
-                [self.bound(t, images) for t in graph.inputs], [self.bound(t, images) for t in graph.outputs]
-            )
-        return self._calls[key]
+    def _clear(self) -> None:
+        start, size = self.layout.flags
+        self.memory.view(start, (size,), "uint8")[...] = 0
 
-    def _start(self, tensor: Tensor, images: int) -> int:
+    def start(self, tensor: Tensor, images: int) -> int:
+        """A tensor's first byte in the slot's memory."""
         return self.layout.places[tensor.buffer][0] + tensor.span(images, self._rows)[0]
 
 
-def _tensors(graphs: Iterable[Graph]) -> Iterable[Tensor]:
-    for graph in graphs:
-        yield from graph.inputs
-        yield from graph.outputs
+def _lengths(tensors: Iterable[Tensor], images: int, guidance_rows: int) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for tensor in tensors:
+        start, length = tensor.span(images, guidance_rows)
+        lengths[tensor.buffer] = max(lengths.get(tensor.buffer, 0), start + length)
+    return lengths

@@ -10,26 +10,34 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes by cause. ``weights`` is one mapped file for all graphs and slots; ``slot`` is one slot's buffers.
+    """Bytes by cause, known before any slot is allocated.
 
-    Slots are sized for ``images`` pictures in a pass; pages of them that no pass has touched cost nothing. Scratch of
-    the backend comes on top: the largest graph's, once.
+    ``fixed`` is held once for all slots: the weights above all. ``slot`` is one slot's buffers, sized for ``images``
+    pictures in a pass, and ``scratch`` what its graphs need while they run: the largest one's, once per slot. None:
+    the backend keeps scratch of its own, on top.
     """
 
-    weights: int
+    fixed: Mapping[str, int]
     slot: Mapping[str, int]
+    scratch: int | None
     slots: int
     images: int
 
     @property
+    def weights(self) -> int:
+        """The weights, one copy for all graphs and slots."""
+        return self.fixed.get("weights", 0)
+
+    @property
     def total(self) -> int:
-        """Weights and all slots' buffers."""
-        return self.weights + self.slots * sum(self.slot.values())
+        """Everything that is known: what is held once, and all slots' buffers and scratch."""
+        return sum(self.fixed.values()) + self.slots * (sum(self.slot.values()) + (self.scratch or 0))
 
     def __str__(self) -> str:
-        lines = [f"weights (one copy) {_mb(self.weights)}"]
-        lines += [f"{cause} {_mb(size)}" for cause, size in self.slot.items()]
-        return f"{', '.join(lines)}; {self.slots} slot(s) of {self.images} pictures, total {_mb(self.total)}"
+        parts = [f"{cause} (once) {_mb(size)}" for cause, size in self.fixed.items()]
+        parts += [f"{cause} {_mb(size)}" for cause, size in self.slot.items()]
+        parts.append("scratch of the backend's own" if self.scratch is None else f"scratch {_mb(self.scratch)}")
+        return f"{', '.join(parts)}; {self.slots} slot(s) of {self.images} pictures, total {_mb(self.total)}"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from nextscale.plan.errors import InputError
 from nextscale.runtime._version import __version__
 from nextscale.runtime.backends import Backend, make_backend
-from nextscale.runtime.buffers import Slot
+from nextscale.runtime.backends.base import Loaded
+from nextscale.runtime.buffers import Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
-from nextscale.runtime.chain import Chain, Lease, Pass
+from nextscale.runtime.chain import Chain
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.memory import MemoryReport
+from nextscale.runtime.passes import Floats, Lease, Pass, decode
 from nextscale.runtime.request import Label, Request, Setting, check_batch_sizes, make_request, passes, whole
 from nextscale.runtime.result import Provenance, Result, StepResult
 from nextscale.runtime.slots import Cancel, Control, SlotPool, check_seconds
@@ -35,26 +37,30 @@ class Pipeline:
     Every call takes one of its slots (a set of buffers over the one copy of the weights) or waits for one.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, slots: int, batch_sizes: Sequence[int], wait: float) -> None:
-        self.bundle, self.backend, self.batch_sizes = bundle, backend, tuple(sorted(batch_sizes))
-        manifest = bundle.manifest
-        self._chain = Chain(manifest, {g.name: backend.load(bundle.path(g.file), g) for g in manifest.graphs})
-        made = [Slot(manifest, backend, self.batch_sizes[-1]) for _ in range(slots)]
-        self._slots = SlotPool(made, wait)
-        weights = {w.file for w in manifest.weights.values()}
+    def __init__(self, bundle: Bundle, backend: Backend, loaded: Loaded, slots: int, wait: float) -> None:
+        self.bundle, self.backend, self.batch_sizes = bundle, backend, tuple(sorted(loaded.batch_sizes))
+        graphs, rows, images = unrolled(bundle.manifest.graphs), bundle.manifest.guidance_rows, self.batch_sizes[-1]
         self.memory = MemoryReport(
-            weights=sum(manifest.files[name].size for name in weights),
-            slot=made[0].layout.by_cause(),
+            fixed=loaded.fixed,
+            slot=layout(graphs, rows, images).by_cause(),
+            scratch=loaded.scratch,
             slots=slots,
-            images=self.batch_sizes[-1],
+            images=images,
         )
+        log.info("%s", self.memory)
+        try:
+            made = [Chain(graphs, loaded, Slot(graphs, rows, loaded, images), backend.replays) for _ in range(slots)]
+        except BaseException:
+            loaded.close()
+            raise
+        self._slots = SlotPool(made, wait, loaded.close)
 
     @classmethod
     def open(
         cls,
         path: str | os.PathLike[str],
         backend: str | Backend = "onnxruntime",
-        device: str = "cpu",
+        device: str | None = None,
         slots: int = 1,
         batch_sizes: Sequence[int] | None = None,
         verify: str = "full",
@@ -76,7 +82,7 @@ class Pipeline:
             raise InputError(f"slots is a whole number from 1 to {MOST_SLOTS}; found {slots!r}")
         sizes = None if batch_sizes is None else check_batch_sizes(batch_sizes)
         check_seconds("wait", wait)
-        if isinstance(backend, Backend) and (device != "cpu" or threads is not None):
+        if isinstance(backend, Backend) and (device is not None or threads is not None):
             raise InputError("device and threads belong to the backend that was given: set them there")
         bundle = open_bundle(path, verify, expect_sha256)
         engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads)
@@ -85,15 +91,14 @@ class Pipeline:
                 f"{bundle.folder} is a bundle in {bundle.manifest.precision}, which {engine.name} does not run on "
                 f"{engine.device}: export one in {' or '.join(engine.precisions)}"
             )
-        pipeline = cls(bundle, engine, slots, sizes or engine.batch_sizes, wait)
+        pipeline = cls(bundle, engine, engine.open(bundle, sizes), slots, wait)
         log.info(
-            "opened %s (%s) on %s %s in %.2f s: %s",
+            "opened %s (%s) on %s %s in %.2f s",
             bundle.folder,
             bundle.digest[:12],
             engine.name,
             engine.device,
             time.perf_counter() - start,
-            pipeline.memory,
         )
         return pipeline
 
@@ -136,16 +141,14 @@ class Pipeline:
         if on_step is not None and not callable(on_step):
             raise InputError(f"on_step is a function that takes a step's result; found {on_step!r}")
         request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
-        floats, steps, timings = [], [], []
+        whole = self.backend.replays and on_step is None
+        floats, tokens_of, timings = [], [], []
         with closing(self._passes(request, control)) as all_passes:
             for one in all_passes:
-                finished = []
-                for step in one.run(started):
-                    if on_step is not None:
-                        on_step(step)
-                    finished.append(step)
-                floats.append(one.decode(finished[-1].code_sum))
-                steps.append([step.tokens for step in finished])
+                tokens_made, pictures = one.picture(None) if whole else _stepwise(one, started, on_step)
+                if pictures is not None:
+                    floats.append(pictures)
+                tokens_of.append(tokens_made)
                 timings.extend(one.timings)
         return Result(
             floats=np.concatenate(floats),
@@ -155,7 +158,7 @@ class Pipeline:
             guidance_scale=request.guidance_scale,
             top_p=request.top_p,
             temperature=request.temperature,
-            tokens=tuple(np.concatenate(parts) for parts in zip(*steps, strict=True)),
+            tokens=tuple(np.concatenate(parts) for parts in zip(*tokens_of, strict=True)),
             timings=tuple(timings),
             seconds=time.perf_counter() - started,
             provenance=self.provenance,
@@ -222,20 +225,31 @@ class Pipeline:
             self._slots.check()
             control.check()
 
-        with self._slots.take(control) as slot:
-            lease = Lease(slot)
+        with self._slots.take(control) as chain:
+            lease = Lease(chain)
             try:
                 for pictures, images in passes(len(request), self.batch_sizes):
                     part = request.part(pictures)
-                    yield Pass(self._chain, lease, part, images, pictures.start, check, self._decode_late)
+                    yield Pass(self.manifest.plan, lease, part, images, pictures.start, check, self._decode_late)
             finally:
                 lease.end()
 
-    def _decode_late(self, code_sum: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _decode_late(self, code_sum: Floats) -> Floats:
         """Pictures of code sums whose pass is over, on any free slot."""
-        with self._slots.take(Control.start(None, None)) as slot, slot.lock:
-            pictures = []
-            for part, images in passes(len(code_sum), self.batch_sizes):
-                filled = code_sum[[*part, *[part[-1]] * (images - len(part))]]
-                pictures.append(self._chain.decode(slot, filled, turn=0)[0][: len(part)])
-            return np.concatenate(pictures)
+        with self._slots.take(Control.start(None, None)) as chain, chain.slot.lock:
+            parts = passes(len(code_sum), self.batch_sizes)
+            return np.concatenate(
+                [decode(chain, code_sum[part.start : part.stop], images, 0) for part, images in parts]
+            )
+
+
+def _stepwise(
+    one: Pass, started: float, on_step: Callable[[StepResult], object] | None
+) -> tuple[list[NDArray[np.int32]], Floats | None]:
+    """The tokens of every step and the pictures of a pass that the host follows."""
+    steps = []
+    for step in one.run(started):
+        if on_step is not None:
+            on_step(step)
+        steps.append(step)
+    return [step.tokens for step in steps], one.finish(None)

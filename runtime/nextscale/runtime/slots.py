@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nextscale.plan.errors import InputError
-from nextscale.runtime.buffers import Slot
+from nextscale.runtime.chain import Chain
 from nextscale.runtime.errors import Cancelled, PipelineClosed, PipelineTimeout
 
 Cancel = threading.Event | Callable[[], bool]
@@ -55,24 +55,28 @@ def check_seconds(name: str, value: Any) -> float:
 
 
 class SlotPool:
-    """The slots of a pipeline; each is lent to one call at a time, in the order in which calls asked for one."""
+    """The slots of a pipeline, each with the chain on it, lent to one call at a time in the order of asking.
 
-    def __init__(self, slots: Sequence[Slot], wait: float) -> None:
-        self._free, self._count, self._wait = list(slots), len(slots), wait
+    ``release`` is called once the pool is closed and every slot has come back.
+    """
+
+    def __init__(self, chains: Sequence[Chain], wait: float, release: Callable[[], None]) -> None:
+        self._free, self._count, self._wait, self._release = list(chains), len(chains), wait, release
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()  # one ticket for each call that waits; a slot is for the first
         self.closed = False
 
     @contextmanager
-    def take(self, control: Control) -> Iterator[Slot]:
+    def take(self, control: Control) -> Iterator[Chain]:
         """Lend a slot; waits for one at most ``wait`` seconds and no longer than the call's own timeout."""
-        slot = self._wait_for_one(control)
+        chain = self._wait_for_one(control)
         try:
-            yield slot
+            yield chain
         finally:
             with self._changed:
-                self._free.append(slot)
+                self._free.append(chain)
                 self._changed.notify_all()
+                self._release_if_done()
 
     def check(self) -> None:
         """Raise :class:`PipelineClosed` after :meth:`close`."""
@@ -84,8 +88,15 @@ class SlotPool:
         with self._changed:
             self.closed = True
             self._changed.notify_all()
+            self._release_if_done()
 
-    def _wait_for_one(self, control: Control) -> Slot:
+    def _release_if_done(self) -> None:
+        """Under the lock: memory goes back when nobody can use it any more, and once."""
+        if self.closed and len(self._free) == self._count:
+            self._free.clear()
+            self._release()
+
+    def _wait_for_one(self, control: Control) -> Chain:
         end, ticket = time.monotonic() + self._wait, object()
         self._queue.append(ticket)
         try:

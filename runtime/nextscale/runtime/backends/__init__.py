@@ -10,17 +10,17 @@ from nextscale.runtime.backends.base import Backend
 __all__ = ["BACKENDS", "Backend", "make_backend"]
 
 
-def _onnxruntime(device: str, threads: int | None) -> Backend:
+def _onnxruntime(device: str | None, threads: int | None) -> Backend:
     from nextscale.runtime.backends.onnxruntime import OnnxRuntime
 
-    return OnnxRuntime(device, threads)
+    return OnnxRuntime("cpu" if device is None else device, threads)
 
 
-BACKENDS: dict[str, Callable[[str, int | None], Backend]] = {"onnxruntime": _onnxruntime}
+BACKENDS: dict[str, Callable[[str | None, int | None], Backend]] = {"onnxruntime": _onnxruntime}
 
 
-def make_backend(name: str, device: str = "cpu", threads: int | None = None) -> Backend:
-    """The backend of that name on that device; its packages are imported here and not before.
+def make_backend(name: str, device: str | None = None, threads: int | None = None) -> Backend:
+    """The backend of that name on that device (None: its own); its packages are imported here and not before.
 
     Raises :class:`~nextscale.plan.errors.InputError` for a name that is none,
     :class:`~nextscale.runtime.errors.BackendError` where something that it needs is not installed.

@@ -1,21 +1,25 @@
-"""Host memory: one aligned numpy block. Untouched pages of it cost nothing."""
+"""Memory that host and graphs share, and what a chain needs beside its graphs, computed by numpy."""
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.runtime.backends.base import Bound, Call, Loaded, Memory
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import ITEM_SIZES
+from nextscale.runtime.noise import fill
 
 ALIGNMENT = 64
 
 
 class HostMemory:
-    """Memory that host and graphs share: a view is the data itself.
+    """One aligned numpy block: a view is the data itself. Untouched pages of it cost nothing.
 
     ``bfloat16``, which numpy does not have, is seen as its 16 bits (uint16).
     """
@@ -47,3 +51,49 @@ class HostMemory:
 
     def pull(self, offset: int, size: int) -> None:
         pass
+
+    def copy(self, offset: int, size: int, address: int) -> None:
+        ctypes.memmove(address, self.address + offset, size)
+
+    def wait(self) -> None:
+        pass
+
+
+class HostLoaded(Loaded):
+    """Graphs that run in the host's memory."""
+
+    def allocate(self, size: int) -> HostMemory:
+        """Memory that host and graphs share."""
+        return HostMemory(size)
+
+    def uniforms(self, memory: Memory, keys: Bound, out: Bound, step: int, stream: int) -> Call:
+        pairs, noise = _view(keys), _view(out)
+        return HostCall(lambda: fill(noise, [(int(seed), int(image)) for seed, image in pairs], step, stream))
+
+    def flag_nonfinite(self, memory: Memory, values: Bound, flags: Bound) -> Call:
+        found, marks = _view(values).reshape(values.shape[0], -1), _view(flags)
+
+        def look() -> None:
+            finite = np.isfinite(found)
+            if not finite.all():
+                marks[~finite.all(axis=1)] = 1
+
+        return HostCall(look)
+
+
+class HostCall:
+    """A function of the host as a call."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def execute(self) -> None:
+        """Run it."""
+        self._function()
+
+
+def _view(bound: Bound) -> NDArray[Any]:
+    """The array at an address, which may be a caller's own."""
+    size = prod(bound.shape) * ITEM_SIZES[bound.dtype]
+    array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(bound.address))
+    return array.view(bound.dtype).reshape(bound.shape)

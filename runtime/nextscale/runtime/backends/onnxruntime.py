@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from nextscale.plan.errors import InputError
-from nextscale.runtime.backends.base import Backend, Bound, Call
-from nextscale.runtime.backends.host import HostMemory
+from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
+from nextscale.runtime.backends.host import HostLoaded
+from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
 
@@ -36,6 +37,7 @@ _TYPES = {
     "uint8": ("tensor(uint8)", np.uint8),
 }
 MOST_THREADS = 256  # of one session: every graph has as many of its own
+BATCH_SIZES = tuple(range(1, 9))
 _INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'nextscale[{extra}]'"
 _arena_lock = threading.Lock()
 _arena_made = False
@@ -58,11 +60,14 @@ class OnnxRuntime(Backend):
         self._ort = import_onnxruntime()
         _check_device(self._ort, device)
         self.device, self.threads, self.prepack = device, threads, prepack
-        self.batch_sizes = tuple(range(1, 9))
 
-    def allocate(self, size: int) -> HostMemory:
-        """Memory that host and sessions share."""
-        return HostMemory(size)
+    def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Sessions:
+        """A session for each graph."""
+        graphs = bundle.manifest.graphs
+        files = {weight.file for weight in bundle.manifest.weights.values()}
+        weights = sum(bundle.manifest.files[name].size for name in files)
+        sessions = {graph.name: self.load(bundle.path(graph.file), graph) for graph in graphs}
+        return Sessions(sessions, weights, batch_sizes or BATCH_SIZES)
 
     def load(self, path: Path, graph: Graph) -> Session:
         """A session; refuses a graph whose inputs and outputs are not the manifest's."""
@@ -89,6 +94,18 @@ class OnnxRuntime(Backend):
     def versions(self) -> dict[str, str]:
         """The version of ONNX Runtime."""
         return {"onnxruntime": str(self._ort.__version__)}
+
+
+class Sessions(HostLoaded):
+    """The sessions of a bundle's graphs over one mapped weights file."""
+
+    def __init__(self, sessions: Mapping[str, Session], weights: int, batch_sizes: tuple[int, ...]) -> None:
+        self._sessions, self.batch_sizes = sessions, batch_sizes
+        self.fixed = {"weights": weights}
+
+    def prepare(self, memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:
+        """Bind a graph's session."""
+        return self._sessions[graph].prepare(inputs, outputs)
 
 
 class Session:
