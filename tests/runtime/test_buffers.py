@@ -128,6 +128,8 @@ def test_what_the_host_writes_and_reads_lies_together(opened: Bundle) -> None:
     assert inside(found.requests) == {plain.get(name, name) for name in asked} | flags
     assert inside(found.results) == flags | {f"tokens.{step}" for step in steps}
     assert inside(found.flags) == flags
+    shown = {"state.code_sum.0", "state.code_sum.1", "image", "logits"}
+    assert inside((0, found.visible)) == inside(found.requests) | inside(found.results) | shown
 
 
 def test_host_memory_is_aligned_and_views_are_the_memory() -> None:

@@ -24,6 +24,7 @@ IMAGE = "image.out"
 CHECKED = ("logits.out", "state.code_sum.out", IMAGE)  # must be finite
 TOLD = "tokens.out"  # what the host reads of every step
 
+_SHOWN = ("state.code_sum", "image", "logits")  # what the host may ask for beside
 _OWN = ("guidance", "tokens")  # what the host writes for each step anew
 _CAUSES = {
     "tape": "tapes",
@@ -79,7 +80,7 @@ class Layout:
     """Start and length in bytes of every buffer, for passes of up to ``images`` pictures.
 
     ``requests`` and ``results`` (first byte, bytes) are what moves to the device before a pass and back after it;
-    ``flags`` belong to both.
+    ``flags`` belong to both. The host looks at nothing behind the first ``visible`` bytes.
     """
 
     images: int
@@ -87,6 +88,7 @@ class Layout:
     requests: tuple[int, int]
     flags: tuple[int, int]
     results: tuple[int, int]
+    visible: int
 
     @property
     def size(self) -> int:
@@ -108,9 +110,10 @@ def layout(graphs: Sequence[Graph], guidance_rows: int, images: int) -> Layout:
     marks = _lengths([flags(g, t) for g in graphs for t in g.outputs if t.name in CHECKED], images, guidance_rows)
     told = _lengths([t for g in graphs for t in g.outputs if t.name == TOLD], images, guidance_rows)
     rest = _lengths([t for g in graphs for t in (*g.inputs, *g.outputs)], images, guidance_rows)
+    shown = {name: length for name, length in rest.items() if name.startswith(_SHOWN)}
     places: dict[str, tuple[int, int]] = {}
     start, ends = 0, []
-    for lengths in (asked, marks, told, rest):
+    for lengths in (asked, marks, told, shown, rest):
         for name, length in lengths.items():
             if name not in places:
                 places[name] = (start, length)
@@ -122,6 +125,7 @@ def layout(graphs: Sequence[Graph], guidance_rows: int, images: int) -> Layout:
         requests=(0, ends[1]),
         flags=(ends[0], ends[1] - ends[0]),
         results=(ends[0], ends[2] - ends[0]),
+        visible=ends[3],
     )
 
 
@@ -134,7 +138,7 @@ class Slot:
     def __init__(self, graphs: Sequence[Graph], guidance_rows: int, loaded: Loaded, images: int) -> None:
         self.layout = layout(graphs, guidance_rows, images)
         self.lock = threading.RLock()
-        self.memory = loaded.allocate(self.layout.size)
+        self.memory = loaded.allocate(self.layout.size, self.layout.visible)
         self._rows = guidance_rows
 
     def view(self, tensor: Tensor, images: int) -> NDArray[Any]:

@@ -40,10 +40,13 @@ class Link:
 class Chain:
     """All graphs on one slot. What runs again runs captured where the backend ``replays``, once a first run went well.
 
-    ``graphs`` are unrolled. Whoever calls holds the slot's lock.
+    ``graphs`` are unrolled; where the backend replays, all are bound now for all of ``batch_sizes``, so that nothing is
+    taken later. Whoever calls holds the slot's lock.
     """
 
-    def __init__(self, graphs: Sequence[Graph], loaded: Loaded, slot: Slot, replays: bool) -> None:
+    def __init__(
+        self, graphs: Sequence[Graph], loaded: Loaded, slot: Slot, replays: bool, batch_sizes: Sequence[int]
+    ) -> None:
         self.slot, self.replays = slot, replays
         self.begin, self.last = (next(g for g in graphs if g.name == name) for name in ("begin", "decode"))
         self.steps = tuple(sorted((g for g in graphs if g.step is not None), key=lambda g: g.step or 0))
@@ -51,6 +54,9 @@ class Chain:
         self._links: dict[tuple[object, ...], Link] = {}
         self._lent: dict[tuple[object, ...], Link] = {}
         self._captured: dict[tuple[object, ...], Call] = {}
+        for images in batch_sizes if replays else ():
+            for graph in graphs:
+                self._link(graph, images)
 
     def execute(self, graph: Graph, images: int) -> tuple[float, float]:
         """One graph on the slot's buffers; returns the host's seconds on noise and on the rest."""

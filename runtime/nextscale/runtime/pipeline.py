@@ -49,7 +49,10 @@ class Pipeline:
         )
         log.info("%s", self.memory)
         try:
-            made = [Chain(graphs, loaded, Slot(graphs, rows, loaded, images), backend.replays) for _ in range(slots)]
+            made = [
+                Chain(graphs, loaded, Slot(graphs, rows, loaded, images), backend.replays, self.batch_sizes)
+                for _ in range(slots)
+            ]
         except BaseException:
             loaded.close()
             raise

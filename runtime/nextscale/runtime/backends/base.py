@@ -97,8 +97,11 @@ class Loaded(ABC):
     scratch: int | None = None
 
     @abstractmethod
-    def allocate(self, size: int) -> Memory:
-        """A slot's memory; raises :class:`~nextscale.runtime.errors.BackendError` where there is too little."""
+    def allocate(self, size: int, visible: int) -> Memory:
+        """A slot's memory; raises :class:`~nextscale.runtime.errors.BackendError` where there is too little.
+
+        The host views, pushes and pulls no more than its first ``visible`` bytes.
+        """
 
     @abstractmethod
     def prepare(self, memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:

@@ -62,7 +62,7 @@ class HostMemory:
 class HostLoaded(Loaded):
     """Graphs that run in the host's memory."""
 
-    def allocate(self, size: int) -> HostMemory:
+    def allocate(self, size: int, visible: int) -> HostMemory:
         """Memory that host and graphs share."""
         return HostMemory(size)
 
