@@ -15,6 +15,7 @@ from PIL import Image
 from support import tiny
 from support.damage import with_other_weights
 
+from nextscale.compare.columns import lacking
 from nextscale.compare.comparison import Comparison, compare
 from nextscale.compare.options import Options
 from nextscale.compare.report import picture_name
@@ -229,3 +230,21 @@ def test_another_checkpoint_of_the_same_model_differs_and_is_told_apart(tiny_bun
 def test_options_that_cannot_be_run_are_refused(options: Options, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         options.check()
+
+
+def test_torch_compile_is_a_column(tiny_checkpoint: tuple[Path, Path], tiny_bundle: Path, tmp_path: Path) -> None:
+    names = ("eager", "torch.compile", "onnxruntime")
+    options = Options(pictures=2, threads=1, memory=False, warm_up=0, backends=names)
+    if why := lacking("torch.compile", "cpu"):
+        pytest.skip(why)
+    found = compare([tiny_bundle], *tiny_checkpoint, tmp_path / "report", options)
+    assert list(found.measured.records) == ["eager full", "torch.compile full", "full"]
+    assert found.held
+    compiled = found.measured.records["torch.compile full"]
+    assert compiled.warm_up[0] > max(compiled.totals), "what compiles is not counted"
+    assert len(compiled.totals) == 2
+    data = json.loads((found.report.parent / "report.json").read_text())
+    assert data["columns"]["names"] == list(names)
+    assert data["sides"][1]["warm_up"] == compiled.warm_up
+    assert data["parity"].keys() == {"torch.compile full", "full"}
+    assert len(data["parity"]["torch.compile full"]["steps"]) == 4

@@ -15,8 +15,8 @@ from nextscale.plan.errors import EnvironmentProblem, InputError
 ASK = Ask((0,), 0, 1.5, 1.0, 1.0)
 
 
-def opener(files: tuple[Path, Path], spec: Spec, backend: str = "onnxruntime") -> Opener:
-    return Opener(*files, backend, "cpu", 1, 1, spec.plan.schedule)
+def opener(files: tuple[Path, Path], spec: Spec) -> Opener:
+    return Opener(*files, "cpu", 1, 1, spec.plan.schedule)
 
 
 def test_what_lies_in_the_working_directory_is_not_loaded(
@@ -35,7 +35,7 @@ def test_a_refusal_keeps_its_status_and_its_sentence(
     broken = with_other_weights(tiny_bundle, tmp_path / "b", "var/head.bias", lambda w: -w, honest=False)
     eager, bundle = make_specs([tiny_bundle])[0]
     with pytest.raises(InputError, match=r"weights.safetensors was changed or damaged"):
-        measure(opener(tiny_checkpoint, bundle), Spec("b", bundle.plan, "fp32", broken), ASK)
+        measure(opener(tiny_checkpoint, bundle), Spec("b", bundle.plan, "fp32", broken, column="onnxruntime"), ASK)
     with pytest.raises(InputError, match="no checkpoint at nowhere"):
         measure(opener((Path("nowhere"), Path("nowhere")), eager), eager, ASK)
 

@@ -38,14 +38,26 @@ def compare(
     threads: Annotated[int | None, typer.Option(help="Of every side.", show_default="what PyTorch takes")] = None,
     warm_up: Annotated[int, typer.Option(help="Runs of each side that do not count.")] = DEFAULTS.warm_up,
     memory: Annotated[bool, typer.Option(help="Measure memory, each side in its own process.")] = DEFAULTS.memory,
-    backend: Annotated[str, typer.Option(help="What executes the bundles.")] = DEFAULTS.backend,
-    device: Annotated[str, typer.Option(help="Where.")] = DEFAULTS.device,
+    backends: Annotated[
+        str,
+        typer.Option(
+            "--backends",
+            "--backend",
+            metavar="NAMES",
+            help="Columns, with commas: eager, torch.compile, onnxruntime, tensorrt, tensorrt-rtx; all: those here.",
+        ),
+    ] = ",".join(DEFAULTS.backends),
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda, for every side.", show_default="cuda where a column needs it")
+    ] = DEFAULTS.device,
     json: Json = False,
 ) -> None:
     """Run bundles and eager PyTorch by turns; write latency, memory, parity and pictures into a report.
 
     \b
     nextscale compare engines/var-d16 engines/var-d16-fastvar -o report/ \\
+        --model var_d16.pth --vae vae_ch160v4096z32.pth
+    nextscale compare engines/mine --backends eager,torch.compile,onnxruntime \\
         --model var_d16.pth --vae vae_ch160v4096z32.pth
 
     Exit status 4: a bundle does not compute what eager PyTorch computes. The report is written all the same.
@@ -64,7 +76,7 @@ def compare(
         threads=threads,
         warm_up=warm_up,
         memory=memory,
-        backend=backend,
+        backends=tuple(name.strip() for name in backends.split(",")),
         device=device,
     )
     with Progress() as progress:
@@ -91,15 +103,18 @@ def print_comparison(comparison: Comparison) -> None:
             f"{side.flops / 1e9:.3g}",
             "" if side.memory is None else size_text(side.memory),
             "" if side.own is None else size_text(side.own),
+            "" if side.device is None else size_text(side.device),
+            "" if side.first is None else f"{side.first * 1e3:.1f}",
             "equal" if side.psnr is None else f"{side.psnr:.1f}",
             "" if side.ssim is None else f"{side.ssim:.4f}",
         )
         for side in side_summaries(comparison.measured)
     ]
-    columns = ("side", "ms", "quartiles", "times as fast", "GFLOP", "peak memory", "own", "PSNR dB", "SSIM")
+    times, memory = ("ms", "quartiles", "times as fast", "GFLOP"), ("peak memory", "own", "on GPU")
+    columns = ("side", *times, *memory, "first ms", "PSNR dB", "SSIM")
     count = comparison.measured.options.pictures
     title = f"{count} pictures; times, PSNR and SSIM against eager PyTorch in full"
-    print_table(columns, rows, (False, *[True] * 8), title)
+    print_table(columns, rows, (False, *[True] * (len(columns) - 1)), title)
     for sentence in (*(v.sentence for v in comparison.verdicts), *comparison.measured.notes):
         say(sentence)
     if comparison.measured.machine.warning:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nextscale.compare.columns import Columns, choose
 from nextscale.compare.lineup import FULL, make_specs
 from nextscale.compare.machine import Machine, OtherWork, this_machine
 from nextscale.compare.memory import MemoryUse, measure
@@ -22,7 +23,6 @@ from nextscale.compare.sides import Ask, Opener, Run, Side, Spec
 from nextscale.compare.stability import explained
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.types import Plan
-from nextscale.runtime.backends import make_backend
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.result import to_uint8
 
@@ -32,11 +32,15 @@ PAUSE = 0.05  # seconds before a timed run: threads of the side before may still
 
 @dataclass
 class Record:
-    """One side's runs: seconds by graph and in all, pictures (n, H, W, 3) uint8, likeness to eager in full."""
+    """One side's runs: seconds by graph and in all, pictures (n, H, W, 3) uint8, likeness to eager in full.
+
+    ``warm_up`` are the seconds of the runs before, which hold what is compiled, captured and read for the first time.
+    """
 
     spec: Spec
     versions: dict[str, str]
     memory: MemoryUse | None = None
+    warm_up: list[float] = field(default_factory=list)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     totals: list[float] = field(default_factory=list)
     pictures: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -56,6 +60,7 @@ class Measured:
     """Everything that was found. ``parities[bundle]`` has one entry for each picture."""
 
     options: Options
+    columns: Columns
     asked: Ask
     threads: int
     machine: Machine
@@ -78,11 +83,11 @@ class Measured:
 def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, progress: Progress) -> Measured:
     """Runs everything in this process, but for the memory of each side. Raises a ``NextscaleError``."""
     options.check()
-    specs, manifests = make_specs(bundles)
     threads = options.threads or torch.get_num_threads()
-    opener = Opener(model, vae, options.backend, options.device, threads, options.batch, specs[0].plan.schedule)
+    columns = choose(options.backends, options.device, threads)  # refused before minutes are spent on memory
+    specs, manifests = make_specs(bundles, columns)
+    opener = Opener(model, vae, columns.device, threads, options.batch, specs[0].plan.schedule)
     asked = _asked(options, specs[0].plan)
-    make_backend(options.backend, options.device, threads)  # refused before memory is measured, which takes minutes
     opener.check(specs)
     first = replace(asked, labels=asked.labels[: options.batch])
     memory: dict[str, MemoryUse | None] = {}
@@ -95,15 +100,16 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
         parities: dict[str, list[PictureParity]] = {s.name: [] for s in specs if s.reference}
         for done, spec in enumerate(specs):
             progress("warm up", done, len(specs), spec.name)
-            for _ in range(options.warm_up):
-                sides[spec.name].run(first)
+            side = sides[spec.name]
+            runs = max(options.warm_up, side.settles)
+            records[spec.name].warm_up += [side.run(first).total for _ in range(runs)]
         others = OtherWork()
         for index, ask in enumerate(_asks(asked, options)):
             progress("run", index, options.pictures // options.batch, asked_for(ask))
             _interleaved(specs, sides, ask, index, records, parities, options.pictures)
         machine = this_machine(others)
-    notes = tuple(_notes(bundles, manifests, opener))
-    return Measured(options, asked, threads, machine, records, parities, manifests[0].classes or (), notes)
+    notes = (*columns.left_out, *_notes(bundles, manifests, opener))
+    return Measured(options, columns, asked, threads, machine, records, parities, manifests[0].classes or (), notes)
 
 
 def asked_for(ask: Ask) -> str:

@@ -1,4 +1,4 @@
-"""Which sides a comparison has: eager in full, eager as each bundle plans it, and each bundle."""
+"""Which sides a comparison has: eager in full, eager as each bundle plans it, and each of them in every column."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nextscale.compare.columns import COMPILE, Columns
 from nextscale.compare.sides import Spec, same_numbers
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.chain import next_scale_plan
@@ -15,13 +16,15 @@ from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import Manifest
 
 FULL = "eager full"
+USUAL = Columns(("eager", "onnxruntime"), "cpu")
 
 
-def make_specs(bundles: Sequence[Path]) -> tuple[list[Spec], list[Manifest]]:
-    """Every side, ``eager full`` first, then the other eager ones, then the bundles; and the bundles' manifests.
+def make_specs(bundles: Sequence[Path], columns: Columns = USUAL) -> tuple[list[Spec], list[Manifest]]:
+    """Every side, ``eager full`` first, then the other eager ones, these compiled, the bundles; the bundles' manifests.
 
-    Bundles that run the same plan in the same precision share a reference. Raises
-    :class:`~nextscale.plan.errors.InputError` for bundles that cannot be compared with each other.
+    A bundle is a side for each backend, and named after it where there are several. Bundles that run the same plan in
+    the same precision share a reference. Raises :class:`~nextscale.plan.errors.InputError` for bundles that cannot be
+    compared with each other.
     """
     if not bundles:
         raise InputError("no bundle to compare: name one or more folders under engines/")
@@ -36,9 +39,13 @@ def make_specs(bundles: Sequence[Path]) -> tuple[list[Spec], list[Manifest]]:
         if reference is None:
             reference = Spec(f"eager as {name}", manifest.plan, manifest.precision)
             eager.append(reference)
-        exported.append(Spec(name, manifest.plan, manifest.precision, path, reference.name))
-    _check_names([spec.name for spec in (*eager, *exported)])
-    return [*eager, *exported], manifests
+        for backend in columns.backends:
+            side = f"{name} {backend}" if len(columns.backends) > 1 else name
+            exported.append(Spec(side, manifest.plan, manifest.precision, path, reference.name, backend))
+    compiled = [_compiled(spec) for spec in eager] if columns.compiled else []
+    specs = [*eager, *compiled, *exported]
+    _check_names([spec.name for spec in specs])
+    return specs, manifests
 
 
 def file_part(text: str) -> str:
@@ -69,6 +76,11 @@ def computed_share(plan: Plan) -> float:
         for p in (plan, without_methods(plan))
     )
     return done / full
+
+
+def _compiled(eager: Spec) -> Spec:
+    name = f"{COMPILE} {eager.name.removeprefix('eager ')}"
+    return Spec(name, eager.plan, eager.precision, None, eager.name, COMPILE)
 
 
 def _runs(spec: Spec, manifest: Manifest) -> bool:

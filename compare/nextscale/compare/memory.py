@@ -21,13 +21,15 @@ class MemoryUse:
     """Bytes of such a process: its libraries imported, at its highest, and after the run; ``how`` they were counted.
 
     ``Pss`` counts a shared page by its share and was sampled every few milliseconds; ``peak RSS`` is the system's own
-    high-water mark, where there is nothing better, and knows no later level.
+    high-water mark, where there is nothing better, and knows no later level. ``device`` is what the run left taken on
+    the GPU, its libraries' own included; None on a CPU.
     """
 
     before: int
     peak: int
     after: int | None
     how: str
+    device: int | None = None
 
 
 def measure(opener: Opener, spec: Spec, ask: Ask) -> MemoryUse | None:
@@ -42,7 +44,7 @@ def measure(opener: Opener, spec: Spec, ask: Ask) -> MemoryUse | None:
         "vae": str(opener.vae),
         "plan": codec.to_json(spec.plan),
         "precision": spec.precision,
-        "backend": opener.backend,
+        "column": spec.column,
         "device": opener.device,
         "threads": opener.threads,
         "labels": ask.labels,

@@ -9,10 +9,11 @@ from nextscale.plan.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """How much is run, and how. None: the first bundle's own default, or as many threads as PyTorch takes.
+    """How much is run, how, and on what. None: the first bundle's own default, or as many threads as PyTorch takes.
 
     ``pictures`` in runs of ``batch``; run i has the seed ``seed + i``. ``warm_up`` runs of each side come first and
-    count for nothing. ``memory`` starts a process for each side.
+    count for nothing; a side that compiles has as many as it needs. ``memory`` starts a process for each side.
+    ``backends`` and ``device`` are read by :func:`nextscale.compare.columns.choose`.
     """
 
     pictures: int = 16
@@ -24,8 +25,8 @@ class Options:
     threads: int | None = None
     warm_up: int = 1
     memory: bool = True
-    backend: str = "onnxruntime"
-    device: str = "cpu"
+    backends: tuple[str, ...] = ("eager", "onnxruntime")
+    device: str | None = None
 
     def check(self) -> None:
         """Raises :class:`~nextscale.plan.errors.InputError` for numbers that cannot be run."""

@@ -36,6 +36,7 @@ def page(measured: Measured, verdicts: Sequence[Verdict], picture: Callable[[str
     return environment.get_template("report.html.j2").render(
         measured=measured,
         verdicts=verdicts,
+        on_gpu=measured.columns.device == "cuda",
         held=all(verdict.held for verdict in verdicts),
         sides=side_summaries(measured),
         colours=colours,
@@ -90,12 +91,15 @@ def plans(measured: Measured) -> list[tuple[str, Plan]]:
 
 
 def side_colours(measured: Measured) -> dict[str, str]:
-    """One hue for each plan; eager sides pale, bundles strong."""
+    """One hue for each plan; PyTorch's sides pale, bundles strong, columns of a kind by shade."""
     hues, colours = [0.58, 0.08, 0.38, 0.83, 0.0, 0.5], {}
     groups = [names.split(", ") for names, _ in plans(measured)]
     for name, record in measured.records.items():
         hue = hues[next(i for i, names in enumerate(groups) if name in names) % len(hues)]
         lightness, saturation = (0.76, 0.5) if record.spec.bundle is None else (0.45, 0.65)
+        backends = measured.columns.backends
+        kind = [c for c in measured.columns.names if (c in backends) == (record.spec.bundle is not None)]
+        lightness -= 0.12 * kind.index(record.spec.column)
         red, green, blue = (round(255 * c) for c in colorsys.hls_to_rgb(hue, lightness, saturation))
         colours[name] = f"#{red:02x}{green:02x}{blue:02x}"
     return colours

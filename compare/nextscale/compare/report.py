@@ -63,6 +63,7 @@ def numbers(measured: Measured, verdicts: Sequence[Verdict], files: Sequence[str
         "held": all(verdict.held for verdict in verdicts),
         "verdicts": verdicts,
         "options": measured.options,
+        "columns": measured.columns,
         "threads": measured.threads,
         "guidance_scale": measured.asked.guidance_scale,
         "top_p": measured.asked.top_p,
@@ -75,12 +76,14 @@ def numbers(measured: Measured, verdicts: Sequence[Verdict], files: Sequence[str
             {
                 "name": name,
                 "bundle": record.spec.bundle is not None,
+                "column": record.spec.column,
                 "precision": record.spec.precision,
                 "reference": record.spec.reference,
                 "methods": record.spec.plan.methods,
                 "versions": record.versions,
                 "memory": record.memory,
                 "seconds": {graph: times(values) for graph, values in record.seconds.items()},
+                "warm_up": record.warm_up,
                 "runs": {"all": record.totals, **record.seconds},
                 "likeness": record.likeness,
             }

@@ -5,7 +5,6 @@ A side is named data first (which plan, which precision, which bundle), so that 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nextscale.compare.clock import Clock
+from nextscale.compare.columns import COMPILE, EAGER
+from nextscale.compare.compiled import CompiledEager
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
-from nextscale.export.eager import Eager, Request
+from nextscale.export.eager import Eager, Request, State
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Grid, Plan
 from nextscale.runtime.backends import make_backend
@@ -45,7 +47,8 @@ class Ask:
 class Run:
     """What one run made: tokens, pictures (B, H, W, 3) float32 in [0, 1], seconds by graph and in all.
 
-    A graph's seconds include drawing its noise. ``logits`` by step, (B, n, V) float32 after guidance, where asked for.
+    On a CPU a graph's seconds include drawing its noise. ``logits`` by step, (B, n, V) float32 after guidance, where
+    asked for.
     """
 
     tokens: Tokens
@@ -56,7 +59,9 @@ class Run:
 
 
 class Side(Protocol):
-    """Something that makes pictures."""
+    """Something that makes pictures; ``settles`` is the number of runs after which its times mean something."""
+
+    settles: int
 
     def run(self, ask: Ask, logits: bool = False) -> Run:
         """Make the pictures of ``ask``."""
@@ -67,7 +72,7 @@ class Side(Protocol):
 
 @dataclass(frozen=True)
 class Spec:
-    """A side before it is opened. ``bundle`` is None for eager PyTorch.
+    """A side before it is opened. ``column`` is what executes it; ``bundle`` is None for PyTorch.
 
     ``reference`` names the eager side that runs the same plan in the same precision; an eager side has none.
     """
@@ -77,11 +82,12 @@ class Spec:
     precision: str
     bundle: Path | None = None
     reference: str | None = None
+    column: str = EAGER
 
 
 @dataclass
 class Opener:
-    """Opens sides; eager sides share one loaded checkpoint.
+    """Opens sides, all on one ``device``; those of PyTorch share one loaded checkpoint.
 
     ``threads`` are those of one pass on either side; ``batch`` is the number of pictures in every run;
     ``schedule`` is the bundles', which the checkpoint need not name.
@@ -89,7 +95,6 @@ class Opener:
 
     model: Path
     vae: Path
-    backend: str
     device: str
     threads: int
     batch: int
@@ -98,14 +103,15 @@ class Opener:
     def open(self, spec: Spec) -> Side:
         """The side, loaded. Raises a :class:`~nextscale.plan.errors.NextscaleError`."""
         if spec.bundle is None:
-            return EagerSide(prepared(self.checkpoint, spec.plan, spec.precision))
-        engine = make_backend(self.backend, self.device, self.threads)
+            eager = prepared(self.checkpoint, spec.plan, spec.precision)
+            return EagerSide(CompiledEager(eager) if spec.column == COMPILE else eager)
+        engine = make_backend(spec.column, self.device, self.threads)
         return BundleSide(Pipeline.open(spec.bundle, engine, batch_sizes=(self.batch,)))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, loaded once."""
-        return load_checkpoint(self.model, self.vae, self.schedule)
+        """The checkpoint on the device, loaded once."""
+        return on_device(load_checkpoint(self.model, self.vae, self.schedule), self.device)
 
     def check(self, specs: Sequence[Spec]) -> None:
         """Refuse a checkpoint that is not of the plans' model. Keeps nothing of it: memory is measured next."""
@@ -120,32 +126,46 @@ class Opener:
                 )
 
 
+def on_device(checkpoint: Checkpoint, device: str) -> Checkpoint:
+    """The checkpoint itself, its models moved."""
+    for module in (checkpoint.var, checkpoint.vae):
+        module.to(device)
+    return checkpoint
+
+
 class EagerSide:
-    """A plan in eager PyTorch."""
+    """A plan in eager PyTorch, or compiled.
+
+    On a GPU nothing waits between steps, and the noise, which the runtime makes on the device, is there beforehand.
+    """
 
     def __init__(self, eager: Eager) -> None:
         self.eager = eager
+        self.on_gpu = eager.var.pos_start.is_cuda
+        compiled = isinstance(eager, CompiledEager)
+        self.settles = 0 if not compiled else 3 if self.on_gpu else 1  # CUDA graphs are warmed up, captured, replayed
 
     def run(self, ask: Ask, logits: bool = False) -> Run:
-        """Step by step, timed from outside where the eager model does not time itself."""
+        """Step by step; results are brought to the host at the end."""
         forced = None if ask.tokens is None else {i: torch.from_numpy(t) for i, t in enumerate(ask.tokens)}
         request = Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, forced)
-        seconds: dict[str, float] = {}
-        tokens, kept, code_sum = [], [], torch.empty(0)
-        start = time.perf_counter()
-        for done in self.eager.stream(request):
-            if not seconds:
-                seconds["begin"] = time.perf_counter() - start - done.seconds
-            seconds[f"step_{done.step.order:02d}"] = done.seconds
-            code_sum = done.prediction.code_sum
-            tokens.append(done.prediction.tokens.cpu().numpy())
-            if logits:
-                kept.append(done.prediction.logits.float().cpu().numpy())
-        decoding = time.perf_counter()
-        pictures = self.eager.decode(code_sum)
-        end = time.perf_counter()
-        seconds["decode"] = end - decoding
-        return Run(tuple(tokens), pictures, seconds, end - start, tuple(kept))
+        eager, plan, made = self.eager, self.eager.plan, []
+        labels = torch.tensor(ask.labels, device=eager.var.pos_start.device)
+        draws = {step.order: eager.draw(step, request) for step in plan.steps} if self.on_gpu else {}
+        with torch.inference_mode():
+            clock = Clock(self.on_gpu)
+            cond, state = eager.begin(labels), State()
+            clock.mark("begin")
+            for step in plan.steps:
+                draw = draws.get(step.order) or eager.draw(step, request)
+                made.append(eager.run_step(step, cond, state, draw))
+                clock.mark(f"step_{step.order:02d}")
+            pictures = eager.decode(made[-1].code_sum)
+            clock.mark("decode")
+            seconds, total = clock.read()
+        tokens = tuple(step.tokens.cpu().numpy() for step in made)
+        kept = tuple(step.logits.float().cpu().numpy() for step in made) if logits else ()
+        return Run(tokens, pictures, seconds, total, kept)
 
     def versions(self) -> dict[str, str]:
         """The version of PyTorch."""
@@ -157,6 +177,7 @@ class BundleSide:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
+        self.settles = 2 if pipeline.backend.replays else 0  # one is run and checked, then captured
 
     def run(self, ask: Ask, logits: bool = False) -> Run:
         """One call of ``generate``."""

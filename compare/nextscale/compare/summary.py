@@ -15,9 +15,10 @@ from nextscale.plan.schedules import tokens
 @dataclass(frozen=True)
 class SideSummary:
     """One side. ``faster`` is eager-in-full's median time over its own, ``flops`` of one run, ``computed`` the share of
-    the full chain's tokens. ``memory`` is the peak in bytes, ``own`` what of it is not imported libraries; None where
-    not measured. ``psnr`` in dB and ``ssim`` are means over pictures against eager in full: None where every picture
-    is the same, or smaller than SSIM's window.
+    the full chain's tokens. ``memory`` is the peak in bytes, ``own`` what of it is not imported libraries; ``device``
+    what it takes on the GPU; None where not measured. ``first`` are the seconds of its first run, which may compile;
+    None without a warm-up. ``psnr`` in dB and ``ssim`` are means over pictures against eager in full: None where every
+    picture is the same, or smaller than SSIM's window.
     """
 
     name: str
@@ -28,6 +29,8 @@ class SideSummary:
     computed: float
     memory: int | None
     own: int | None
+    device: int | None
+    first: float | None
     psnr: float | None
     ssim: float | None
 
@@ -85,6 +88,8 @@ def _side(record: Record, base: float, batch: int) -> SideSummary:
         computed=computed_share(spec.plan),
         memory=None if used is None else used.peak,
         own=None if used is None else used.peak - used.before,
+        device=None if used is None else used.device,
+        first=record.warm_up[0] if record.warm_up else None,
         psnr=fmean(noisy) if noisy else None,
         ssim=fmean(alike) if alike else None,
     )

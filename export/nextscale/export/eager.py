@@ -92,12 +92,15 @@ class Eager:
         """Runs step by step. ``on_block(step order, layer index, x)`` sees the residual stream after every block."""
         self._check(request)
         labels = torch.tensor(request.labels, device=self.var.pos_start.device)
-        cond = self.var.begin(labels, len(self.plan.guidance.rows))
-        state = State()
+        cond, state = self.begin(labels), State()
         for step in self.plan.steps:
             start = time.perf_counter()
             prediction = self.run_step(step, cond, state, self.draw(step, request), on_block)
             yield EagerStep(step, prediction, time.perf_counter() - start)
+
+    def begin(self, labels: Tensor) -> Conditioning:
+        """What is computed once per picture, of labels (B,)."""
+        return self.var.begin(labels, len(self.plan.guidance.rows))
 
     def _check(self, request: Request) -> None:
         """Refuses what the runtime refuses, so that both sides of a comparison are asked the same."""
@@ -164,7 +167,12 @@ class Eager:
     @torch.inference_mode()
     def decode(self, code_sum: Tensor) -> np.ndarray:
         """Code sum (B, Z, Sh, Sw) to pictures (B, H, W, 3) float32 in [0, 1]."""
-        pictures: np.ndarray = self.vae.decode(code_sum).permute(0, 2, 3, 1).cpu().numpy()
+        pictures: np.ndarray = self.pixels(code_sum).permute(0, 2, 3, 1).cpu().numpy()
+        return pictures
+
+    def pixels(self, code_sum: Tensor) -> Tensor:
+        """The same on the device, as the decoder leaves them: (B, 3, H, W)."""
+        pictures: Tensor = self.vae.decode(code_sum)
         return pictures
 
 

@@ -1,0 +1,79 @@
+"""Eager PyTorch through ``torch.compile``: the same computation, compiled step by step for its static shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextscale.export.eager import Eager, OnBlock, Rows, State
+from nextscale.export.models.step import Draw, Prediction
+from nextscale.export.models.var import Conditioning
+from nextscale.plan.types import Step
+
+
+class CompiledEager(Eager):
+    """A plan whose ``begin``, steps and decoder are compiled, each at its first run, with one graph each and no breaks.
+
+    On a GPU in the mode ``reduce-overhead``, which replays CUDA graphs; a picture's tensors are then valid until the
+    next picture is begun.
+    """
+
+    def __init__(self, eager: Eager) -> None:
+        super().__init__(eager.plan, eager.var, eager.vae)
+        self.on_gpu = eager.var.pos_start.is_cuda
+        mode = "reduce-overhead" if self.on_gpu else "default"
+        compiled = partial(torch.compile, dynamic=False, fullgraph=True, mode=mode)
+        self._begin = compiled(eager.var.begin)
+        self._steps = {step.order: compiled(_pure(eager, step)) for step in eager.plan.steps}
+        self._decode = compiled(eager.vae.decode)
+
+    def begin(self, labels: Tensor) -> Conditioning:
+        """What is computed once per picture; the tensors of the picture before end here."""
+        if self.on_gpu:
+            torch.compiler.cudagraph_mark_step_begin()
+        cond: Conditioning = _compiling(self._begin, labels, len(self.plan.guidance.rows))
+        return cond
+
+    def run_step(
+        self, step: Step, cond: Conditioning, state: State, draw: Draw, on_block: OnBlock | None = None
+    ) -> Prediction:
+        """One step; ``on_block`` would break the graph and is not called."""
+        prediction: Prediction
+        prediction, state.tapes, state.caches = _compiling(
+            self._steps[step.order], cond, state.map, state.code_sum, state.tapes, state.caches, draw
+        )
+        state.map, state.code_sum = prediction.next_map, prediction.code_sum
+        return prediction
+
+    def pixels(self, code_sum: Tensor) -> Tensor:
+        """Code sum (B, Z, Sh, Sw) to pictures (B, 3, H, W), on the device."""
+        pictures: Tensor = _compiling(self._decode, code_sum)
+        return pictures
+
+
+def _pure(eager: Eager, step: Step) -> Callable[..., Any]:
+    """A step without side effects: what it reads are its arguments, what it leaves its results."""
+
+    def run(
+        cond: Conditioning,
+        input_map: Tensor | None,
+        code_sum: Tensor | None,
+        tapes: Mapping[str, Rows],
+        caches: Mapping[str, Tensor],
+        draw: Draw,
+    ) -> tuple[Prediction, dict[str, Rows], dict[str, Tensor]]:
+        state = State(input_map, code_sum, dict(tapes), dict(caches))
+        prediction = eager.run_step(step, cond, state, draw)
+        return prediction, state.tapes, state.caches
+
+    return run
+
+
+def _compiling(function: Callable[..., Any], *arguments: Any) -> Any:
+    """All steps share one code object, so they count as recompilations of one function: never fall back in silence."""
+    with torch._dynamo.config.patch(recompile_limit=4096, fail_on_recompile_limit_hit=True):
+        return function(*arguments)
