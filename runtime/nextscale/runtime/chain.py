@@ -55,8 +55,13 @@ class Chain:
         self._lent: dict[tuple[object, ...], Link] = {}
         self._captured: dict[tuple[object, ...], Call] = {}
         for images in batch_sizes if replays else ():
-            for graph in graphs:
+            for graph in (self.begin, *self.steps, self.reading(0), self.reading(1)):
                 self._link(graph, images)
+
+    def reading(self, turn: int) -> Graph:
+        """``decode`` on the code sum buffer number ``turn``; ``last`` is that of the last step's."""
+        source = dataclasses.replace(self.last.inputs[0], buffer=f"state.code_sum.{turn % 2}")
+        return dataclasses.replace(self.last, inputs=(source,))
 
     def execute(self, graph: Graph, images: int) -> tuple[float, float]:
         """One graph on the slot's buffers; returns the host's seconds on noise and on the rest."""

@@ -196,11 +196,10 @@ def decode(chain: Chain, code_sum: Floats, images: int, turn: int) -> Floats:
 
     They go through the code sum buffer number ``turn``, which must be free: the one that no step has yet to read.
     """
-    source = dataclasses.replace(chain.last.inputs[0], buffer=f"state.code_sum.{turn % 2}")
-    graph = dataclasses.replace(chain.last, inputs=(source,))
-    slot, count = chain.slot, len(code_sum)
-    slot.view(source, images)[...] = np.concatenate([code_sum, np.repeat(code_sum[-1:], images - count, axis=0)])
-    slot.push(source, images)
+    graph, slot, count = chain.reading(turn), chain.slot, len(code_sum)
+    filled = np.concatenate([code_sum, np.repeat(code_sum[-1:], images - count, axis=0)])
+    slot.view(graph.inputs[0], images)[...] = filled
+    slot.push(graph.inputs[0], images)
     slot.clear_flags()
     chain.execute(graph, images)
     slot.pull_results()
