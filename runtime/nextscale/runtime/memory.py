@@ -34,7 +34,7 @@ class MemoryReport:
         return sum(self.fixed.values()) + self.slots * (sum(self.slot.values()) + (self.scratch or 0))
 
     def __str__(self) -> str:
-        parts = [f"{cause} (once) {_mb(size)}" for cause, size in self.fixed.items()]
+        parts = [f"{cause} (one copy) {_mb(size)}" for cause, size in self.fixed.items()]
         parts += [f"{cause} {_mb(size)}" for cause, size in self.slot.items()]
         parts.append("scratch of the backend's own" if self.scratch is None else f"scratch {_mb(self.scratch)}")
         return f"{', '.join(parts)}; {self.slots} slot(s) of {self.images} pictures, total {_mb(self.total)}"
