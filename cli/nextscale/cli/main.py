@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from nextscale.cli.build import build
 from nextscale.cli.doctor import doctor
 from nextscale.cli.draw import draw
 from nextscale.cli.errors import Commands
@@ -67,7 +68,7 @@ def common(
     logger.setLevel(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING)
 
 
-for command in (recipes, plan, draw, export, weights, inspect, generate):
+for command in (recipes, plan, draw, export, weights, inspect, build, generate):
     app.command()(command)
 for name in ("compare", "demo"):
     if find_spec(f"nextscale.cli.{name}"):

@@ -19,6 +19,12 @@ def beside(bundle: Bundle) -> Path:
     return bundle.folder.with_name(f"{bundle.folder.name}.targets")
 
 
+def writable_place(bundle: Bundle) -> Path:
+    """Where a new target goes: beside the bundle, in the user's cache where nothing can be written there."""
+    place = beside(bundle)
+    return place if os.access(place if place.exists() else place.parent, os.W_OK | os.X_OK) else in_cache(bundle)
+
+
 def in_cache(bundle: Bundle) -> Path:
     """The same in the user's cache; two bundles of one name do not meet there."""
     return user_cache() / "targets" / f"{bundle.folder.name}-{bundle.digest[:16]}"

@@ -1,0 +1,184 @@
+"""``nextscale build``: from a bundle to engines for GPUs, which need not be in this machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nextscale.cli.errors import INTERRUPTED, needing
+from nextscale.cli.options import BundleFolder, Json
+from nextscale.plan.errors import InputError, NextscaleError
+
+if TYPE_CHECKING:
+    from nextscale.runtime.backends.tensorrt.build import Report
+    from nextscale.runtime.bundle import Bundle
+    from nextscale.runtime.targets.manifest import Settings
+
+BUILDER = "The builder"
+
+
+class Flavor(StrEnum):
+    """Which TensorRT."""
+
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
+
+
+class Weights(StrEnum):
+    """Where an engine's weights are."""
+
+    inputs = "inputs"
+    embedded = "embedded"
+
+
+class Restore(StrEnum):
+    """What restores pruned tokens."""
+
+    plugin = "plugin"
+    function = "function"
+
+
+class Interrupted(NextscaleError):
+    """A build that was stopped."""
+
+    exit_status = INTERRUPTED
+
+
+def build(
+    bundle: BundleFolder,
+    flavor: Annotated[
+        Flavor, typer.Option(help="tensorrt-rtx: RTX cards, on any machine. tensorrt: any GPU, on that GPU.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", "-t", metavar="SM,...", help="GPUs, such as sm86,sm89.", show_default="this GPU"),
+    ] = None,
+    batch: Annotated[str, typer.Option("--batch", "-b", metavar="N,...", help="Pictures in a pass.")] = "1",
+    weights: Annotated[Weights, typer.Option(help="Fed from one copy, or a copy in every engine.")] = Weights.inputs,
+    restore: Annotated[
+        Restore | None,
+        typer.Option(help="What restores pruned tokens.", show_default="plugin, for tensorrt-rtx function"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Put targets there.", show_default="BUNDLE.targets"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is up to date.")] = False,
+    level: Annotated[
+        int, typer.Option(min=0, max=5, help="How long the builder may search.", rich_help_panel=BUILDER)
+    ] = 3,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let float32 products use TF32.", rich_help_panel=BUILDER)
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Build a bundle's engines for GPUs, beside the bundle: one per graph, for each GPU and the bundle's precision.
+
+    \b
+    nextscale build engines/mine --flavor tensorrt-rtx --target sm86,sm89
+    nextscale build engines/mine --flavor tensorrt --batch 1,4
+
+    Only what is missing or out of date is built. Ctrl-C keeps the engines
+    that are finished for the next build, and nothing half-written.
+    """
+    from nextscale.runtime.backends.tensorrt.library import load
+    from nextscale.runtime.backends.tensorrt.wishes import Wishes, choose_targets, settings_for
+    from nextscale.runtime.bundle import open_bundle
+
+    wishes = Wishes(read_batch(batch), weights.value, restore.value if restore else None, level, tf32)
+    opened = open_bundle(bundle, verify="size")
+    library = load(flavor.value)
+    targets = choose_targets(library, tuple(part.strip() for part in target.split(",")) if target else ())
+    wanted = [settings_for(opened, library, sm, wishes) for sm in targets]
+    with needing("rtx" if flavor is Flavor.tensorrt_rtx else "tensorrt"):
+        if weights is Weights.embedded:
+            _tell_cost(opened, len(wanted))
+        start = time.monotonic()
+        reports = _build(opened, wanted, out, force)
+    _print(opened, reports, time.monotonic() - start, json)
+
+
+def read_batch(text: str) -> tuple[int, ...]:
+    """``1,4``: distinct numbers from 1 up."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**16 for part in parts):
+        raise InputError(f"--batch is a list of numbers from 1 up, such as 1,4; found {text!r}")
+    if len({int(part) for part in parts}) != len(parts):
+        raise InputError(f"a batch size stands twice in {text!r}")
+    return tuple(sorted(int(part) for part in parts))
+
+
+def _tell_cost(bundle: Bundle, targets: int) -> None:
+    from nextscale.cli.output import size_text
+    from nextscale.runtime.backends.tensorrt.wishes import embedded_sizes
+    from nextscale.runtime.manifest import WEIGHTS_FILE
+
+    sizes = embedded_sizes(bundle)
+    once = bundle.manifest.files[WEIGHTS_FILE].size
+    each = f", for each of {targets} targets" if targets > 1 else ""
+    sys.stderr.write(
+        f"weights embedded: {len(sizes)} engines hold {size_text(sum(sizes.values()))} of weights together, on disk "
+        f"and on the GPU{each}; as inputs they are there once, {size_text(once)}\n"
+    )
+
+
+def _build(bundle: Bundle, wanted: list[Settings], out: Path | None, force: bool) -> list[Report]:
+    from nextscale.cli.progress import Progress
+    from nextscale.runtime.backends.tensorrt.build import build_target
+    from nextscale.runtime.targets.places import folder_name, writable_place
+    from nextscale.runtime.targets.publish import unfinished
+
+    place = out if out is not None else writable_place(bundle)
+    reports = []
+    with Progress() as progress:
+        for settings in wanted:
+            try:
+                reports.append(build_target(bundle, settings, place, progress, force, _say))
+            except KeyboardInterrupt as error:
+                kept = unfinished(place, folder_name(settings.flavor, settings.target, settings.precision))
+                then = (
+                    f"the {kept} engines that are finished go into the next build" if kept else "no engine was finished"
+                )
+                raise Interrupted(f"interrupted; nothing half-written was kept, {then}") from error
+    return reports
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"{sentence}\n")
+
+
+def _print(bundle: Bundle, reports: list[Report], seconds: float, json: bool) -> None:
+    from nextscale.cli.output import print_json, say, size_text
+
+    if json:
+        print_json({"bundle": str(bundle.folder), "seconds": seconds, "targets": [_data(report) for report in reports]})
+        return
+    for report in reports:
+        engines, built = report.target.engines, len(report.reasons)
+        size = size_text(sum(engine.size for engine in engines))
+        if not built:
+            say(f"{report.folder}: up to date, {len(engines)} engines, {size}; nothing was built")
+            continue
+        kept = f", {len(engines) - built} were up to date" if built < len(engines) else ""
+        say(f"{report.folder}: {built} engines built{kept}; {len(engines)} engines, {size}, {report.seconds:.0f} s")
+    if reports and reports[0].target.weights == "inputs":
+        once = size_text(bundle.manifest.files["weights.safetensors"].size)
+        say(f"weights stay in {bundle.folder}, once for all of them: {once}")
+
+
+def _data(report: Report) -> dict[str, Any]:
+    from nextscale.runtime import strict
+
+    target = strict.write(report.target)
+    return {
+        "folder": str(report.folder),
+        "seconds": report.seconds,
+        "bytes": sum(engine.size for engine in report.target.engines),
+        "built": {graph: list(why) for graph, why in report.reasons.items()},
+        "target": target,
+    }

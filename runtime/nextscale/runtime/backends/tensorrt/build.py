@@ -1,0 +1,197 @@
+"""Building a target of a bundle: what of it is there already, and the rest engine by engine."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from nextscale.plan.errors import InputError
+from nextscale.runtime.backends.tensorrt.engine import Job
+from nextscale.runtime.backends.tensorrt.library import load
+from nextscale.runtime.backends.tensorrt.process import Builder
+from nextscale.runtime.bundle import Bundle, check_file
+from nextscale.runtime.errors import BackendError
+from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
+from nextscale.runtime.manifest import WEIGHTS_FILE, Graph
+from nextscale.runtime.targets.folder import read_target
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, Settings, Target, make_target
+from nextscale.runtime.targets.places import folder_name, user_cache
+from nextscale.runtime.targets.publish import digest, hidden_folder, publish, record, recorded, reported, whole
+from nextscale.runtime.targets.stale import stale
+
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
+PARTS = 1000  # of one engine, in which progress is told
+
+
+Reasons = dict[str, tuple[str, ...]]  # why each engine is built; engines that are not, are not in it
+
+
+@dataclass(frozen=True)
+class Report:
+    """A target that stands. ``reasons`` says why each engine in it was built, and names those only."""
+
+    folder: Path
+    target: Target
+    reasons: Mapping[str, tuple[str, ...]]
+    seconds: float
+
+
+def build_target(
+    bundle: Bundle,
+    settings: Settings,
+    place: Path,
+    progress: Progress,
+    force: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Report:
+    """Builds what is missing or out of date in ``place/<flavor>-<target>-<precision>``, and publishes it whole.
+
+    ``progress`` hears of every engine, ``say`` a sentence for what is there and out of date. ``force`` builds all of it
+    again. An interrupted build leaves finished engines hidden, for the next one of the same settings. Raises
+    :class:`InputError`, :class:`BackendError`, or :class:`~nextscale.plan.errors.EnvironmentProblem` where the disk is
+    full or the place cannot be written.
+    """
+    start = time.monotonic()
+    name = folder_name(settings.flavor, settings.target, settings.precision)
+    _check_place(bundle, place, name)
+    _check_graphs(bundle, settings)
+    with reported(place), hidden_folder(place, name) as hidden:
+        old, reasons = _compare(bundle, settings, place / name, force)
+        if old is not None and not reasons and old.settings == settings:
+            return Report(place / name, old, {}, time.monotonic() - start)
+        if place.joinpath(name).exists():
+            _tell(say, name, reasons, len(bundle.manifest.graphs))
+        task = _Task(bundle, settings, hidden, place / name, old, reasons)
+        engines = task.run(progress, {} if force else {t.engines[0].graph: t for t in recorded(hidden)})
+        target = make_target(settings, bundle.folder.name, engines, _versions(settings))
+        publish(hidden, place, name, target)
+    return Report(place / name, target, reasons, time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Filling the hidden folder with the engines of a target: copied, found finished there, or built."""
+
+    bundle: Bundle
+    settings: Settings
+    hidden: Path
+    published: Path
+    old: Target | None
+    reasons: Reasons
+
+    def run(self, progress: Progress, finished: Mapping[str, Target]) -> tuple[Engine, ...]:
+        """All engines, in the order of the graphs."""
+        graphs = self.bundle.manifest.graphs
+        engines = []
+        with Builder(self.settings) as builder:
+            for i, graph in enumerate(graphs):
+
+                def tell(done: float, phase: str, i: int = i, name: str = graph.name) -> None:
+                    parts = i * PARTS + int(done * PARTS)
+                    progress(self.settings.target, parts, len(graphs) * PARTS, f"{name}: {phase}" if phase else name)
+
+                tell(0.0, "")
+                engines.append(self._there(graph, finished.get(graph.name)) or self._build(graph, builder, tell))
+        progress(self.settings.target, len(graphs) * PARTS, len(graphs) * PARTS, "")
+        return tuple(engines)
+
+    def _there(self, graph: Graph, finished: Target | None) -> Engine | None:
+        if self.old is not None and graph.name not in self.reasons:
+            engine = self.old.engine(graph.name)
+            shutil.copyfile(self.published / engine.file, self.hidden / engine.file)
+            return engine
+        if finished is None or stale(finished, finished.engines[0], self.settings, self._sha256(graph)):
+            return None
+        return None if whole(self.hidden, finished.engines[0]) else finished.engines[0]
+
+    def _build(self, graph: Graph, builder: Builder, tell: Callable[[float, str], None]) -> Engine:
+        file, out = f"{graph.name}.engine", self.hidden / f"{graph.name}.engine.partial"
+        source = str(self.bundle.path(graph.file))
+        built = builder.build(Job(graph, self.bundle.manifest.guidance_rows, source, str(out), self._timings()), tell)
+        engine = Engine(
+            graph=graph.name,
+            file=file,
+            graph_sha256=self._sha256(graph),
+            sha256=digest(out),
+            size=out.stat().st_size,
+            seconds=built.seconds,
+            layers=built.layers,
+            plugin_layers=built.plugin_layers,
+            scratch=built.scratch,
+        )
+        out.replace(self.hidden / file)
+        record(self.hidden, make_target(self.settings, self.bundle.folder.name, (engine,), _versions(self.settings)))
+        return engine
+
+    def _sha256(self, graph: Graph) -> str:
+        return self.bundle.manifest.files[graph.file].sha256
+
+    def _timings(self) -> str | None:
+        """Where this user keeps what was measured with this library on this kind of GPU."""
+        if not load(self.settings.flavor).has_timing_cache:
+            return None
+        name = f"{self.settings.flavor}-{self.settings.library_version}-{self.settings.target}.timings"
+        return str(user_cache() / name)
+
+
+def _compare(bundle: Bundle, settings: Settings, folder: Path, force: bool) -> tuple[Target | None, Reasons]:
+    """What is published there, and why which engine has to be built (again)."""
+    graphs = bundle.manifest.graphs
+    if not folder.exists():
+        return None, {graph.name: () for graph in graphs}
+    try:
+        old = read_target(folder)
+    except BackendError:
+        return None, {graph.name: (f"{FILE_NAME} was damaged",) for graph in graphs}
+    if force:
+        return old, {graph.name: ("asked for",) for graph in graphs}
+    reasons = {graph.name: _why(bundle, settings, folder, old, graph) for graph in graphs}
+    return old, {graph: tuple(why) for graph, why in reasons.items() if why}
+
+
+def _why(bundle: Bundle, settings: Settings, folder: Path, old: Target, graph: Graph) -> list[str]:
+    engine = next((engine for engine in old.engines if engine.graph == graph.name), None)
+    if engine is None:
+        return ["it was not there"]
+    why = [str(d) for d in stale(old, engine, settings, bundle.manifest.files[graph.file].sha256)]
+    return why or [wrong for wrong in [whole(folder, engine)] if wrong]
+
+
+def _tell(say: Callable[[str], None], name: str, reasons: Reasons, total: int) -> None:
+    """One sentence for every reason, with the engines that it concerns."""
+    concerned: dict[str, list[str]] = {}
+    for graph, why in reasons.items():
+        for reason in why:
+            concerned.setdefault(reason, []).append(graph)
+    for reason, graphs in concerned.items():
+        which = "all engines" if len(graphs) == total else ", ".join(graphs)
+        say(f"{name}: {reason}: building {which} again")
+
+
+def _check_place(bundle: Bundle, place: Path, name: str) -> None:
+    """Nothing is written into a bundle, and nothing is replaced that is no target."""
+    inside = [folder for folder in (place.resolve(), *place.resolve().parents) if (folder / BUNDLE_FILE).exists()]
+    if inside:
+        raise InputError(f"{place} lies in the bundle {inside[0]}, and bundles are not written to: give another folder")
+    there = place / name
+    if there.exists() and not (there / FILE_NAME).is_file():
+        raise InputError(
+            f"{there} is there and is no target (it has no {FILE_NAME}): remove it, or give another folder"
+        )
+
+
+def _check_graphs(bundle: Bundle, settings: Settings) -> None:
+    """What goes into an engine is what the manifest lists; weights outside are checked where they are read."""
+    names = [graph.file for graph in bundle.manifest.graphs]
+    for file in [*names, *([WEIGHTS_FILE] if settings.weights == "embedded" else [])]:
+        check_file(bundle.folder, file, bundle.manifest.files[file])
+
+
+def _versions(settings: Settings) -> dict[str, str]:
+    packages = {package: version(package) for package in ("nextscale", "onnx")}
+    return {**packages, "python": platform.python_version(), settings.flavor: settings.library_version}

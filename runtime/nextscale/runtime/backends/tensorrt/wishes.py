@@ -1,0 +1,121 @@
+"""What a build is to be: the GPUs, and the settings of a target, from what a caller wishes for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from nextscale.plan.errors import InputError
+from nextscale.plan.limits import limits
+from nextscale.runtime.backends.tensorrt.library import Library
+from nextscale.runtime.backends.tensorrt.lift import external_weights, read_graph
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import BackendError
+from nextscale.runtime.manifest import WEIGHTS_FILE
+from nextscale.runtime.targets.manifest import Plugin, Settings
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a caller chooses. ``restore`` None is the plugin where the flavour takes one, else the function.
+
+    ``tf32`` lets float32 products round their factors to 10 bits of mantissa: faster, and no longer float32.
+    """
+
+    batch_sizes: tuple[int, ...] = (1,)
+    weights: str = "inputs"
+    restore: str | None = None
+    optimization_level: int = 3
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU of this machine, and its compute capability as a target's name."""
+
+    name: str
+    sm: str
+
+
+def this_gpu() -> Gpu:
+    """Raises :class:`BackendError` where there is none, or no way to ask."""
+    from nextscale.runtime.backends.cuda import open_device
+
+    device = open_device()
+    return Gpu(device.name, device.sm)
+
+
+def choose_targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """The targets to build for; asked for none, the GPU of this machine.
+
+    Raises :class:`InputError` for what the flavour does not build.
+    """
+    if (known := library.targets) is None:
+        here = this_gpu()
+        if odd := [target for target in asked if target != here.sm]:
+            raise InputError(
+                f"the flavour {library.flavor} builds for the GPU that it runs on, here {here.name} ({here.sm}), not "
+                f"for {', '.join(odd)}: build there, or with --flavor tensorrt-rtx"
+            )
+        return (here.sm,)
+    if not asked:
+        try:
+            asked = (this_gpu().sm,)
+        except BackendError as error:
+            raise InputError(
+                f"name the GPUs to build for with --target, of {', '.join(known)}: CUDA finds none in this machine"
+            ) from error
+    if odd := [target for target in asked if target not in known]:
+        hint = "" if all(re.fullmatch("sm[0-9]+", target) for target in odd) else " (compute capability 8.6 is sm86)"
+        raise InputError(
+            f"{library.flavor} {library.version} builds for {', '.join(known)}, not for {', '.join(odd)}{hint}; "
+            "the flavour tensorrt builds for any NVIDIA GPU, on that GPU"
+        )
+    if len(set(asked)) != len(asked):
+        raise InputError(f"a target stands twice in {','.join(asked)}")
+    return asked
+
+
+def settings_for(bundle: Bundle, library: Library, target: str, wishes: Wishes) -> Settings:
+    """What a target of ``bundle`` is to be. Raises :class:`InputError` for what cannot be wished for."""
+    restore = wishes.restore or ("plugin" if library.takes_plugins else "function")
+    if restore == "plugin" and not library.takes_plugins:
+        raise InputError(
+            f"{library.flavor} takes no plugins: give --restore function, or build with --flavor tensorrt on the GPU"
+        )
+    if sentences := limits(bundle.manifest.plan):
+        raise InputError(f"TensorRT cannot build {bundle.folder}: {'; '.join(sentences)}")
+    settings = Settings(
+        flavor=library.flavor,
+        library_version=library.version,
+        parser_version=library.parser_version,
+        target=target,
+        precision=bundle.manifest.precision,
+        batch_sizes=tuple(sorted(wishes.batch_sizes)),
+        weights=wishes.weights,
+        restore=restore,
+        plugin=None,
+        kernel_sha256=None,
+        weights_sha256=bundle.manifest.files[WEIGHTS_FILE].sha256 if wishes.weights == "embedded" else None,
+        options={"optimization_level": str(wishes.optimization_level), "tf32": "on" if wishes.tf32 else "off"},
+    )
+    return _with_plugin(settings) if restore == "plugin" else settings
+
+
+def embedded_sizes(bundle: Bundle) -> dict[str, int]:
+    """Bytes of weights that the engine of each graph holds when it holds them."""
+    sizes = {}
+    for graph in bundle.manifest.graphs:
+        weights = external_weights(read_graph(bundle.path(graph.file))).values()
+        lengths = ({e.key: e.value for e in weight.external_data}["length"] for weight in weights)
+        sizes[graph.name] = sum(map(int, lengths))
+    return sizes
+
+
+def _with_plugin(settings: Settings) -> Settings:
+    """The plugin's name in TensorRT's registry, and the hash of its kernel."""
+    from nextscale.plugins.kernel import source_hash
+    from nextscale.plugins.signature import NAME, PLUGIN_ATTRIBUTES
+
+    namespace, number = PLUGIN_ATTRIBUTES["plugin_namespace"], PLUGIN_ATTRIBUTES["plugin_version"]
+    return replace(settings, plugin=Plugin(NAME, namespace, number), kernel_sha256=source_hash())

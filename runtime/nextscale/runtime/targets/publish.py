@@ -1,0 +1,157 @@
+"""Writing a target folder: in a hidden folder beside its place that outlives an interruption, then renamed whole.
+
+Nothing in the hidden folder counts as a target: engines lie there under their own name only once they are whole, each
+with a record of what it was built from, so that the next build takes them up and an interruption costs one engine.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nextscale.plan.errors import EnvironmentProblem, InputError
+from nextscale.runtime.bundle import check_file, hash_file
+from nextscale.runtime.errors import BundleError, ManifestError
+from nextscale.runtime.manifest import File
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, Target, dumps, loads
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+RECORD = ".record.json"  # <graph>.record.json beside <graph>.engine
+
+
+@contextmanager
+def reported(place: Path) -> Iterator[None]:
+    """A full or forbidden disk in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            free = shutil.disk_usage(place).free if place.is_dir() else 0
+            raise EnvironmentProblem(
+                f"the disk is full ({free / 1e6:.0f} MB free at {place}): nothing was kept"
+            ) from error
+        raise EnvironmentProblem(f"{error.filename or place}: {error.strerror or error}") from error
+
+
+@contextmanager
+def hidden_folder(place: Path, name: str) -> Iterator[Path]:
+    """``.NAME.building`` in ``place``, for one process at a time; what is finished in it stays for the next one.
+
+    Raises :class:`InputError` where another process builds the same target, :class:`EnvironmentProblem` where
+    ``place`` cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = place / f".{name}.building"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place / f".{name}.lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"another build is writing {place / name}: wait for it, or give another folder with -o"
+        ) from error
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{place} cannot be written to ({error.strerror}): give another folder with -o"
+        ) from error
+    try:
+        _put_back(place, name)
+        folder.mkdir(exist_ok=True)
+        _sweep(folder)
+        yield folder
+    except OSError as error:
+        if error.errno in FULL:  # what is finished would only be in the way
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if folder.is_dir():
+            _sweep(folder)
+            with suppress(OSError):
+                folder.rmdir()  # only where nothing in it is finished
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
+            place.rmdir()  # made here, and nothing came into it
+
+
+def unfinished(place: Path, name: str) -> int:
+    """How many engines of a target that was not finished are there for its next build."""
+    return len([*(place / f".{name}.building").glob(f"*{RECORD}")])
+
+
+def record(folder: Path, target: Target) -> None:
+    """Says of the one engine of ``target``, whose file is whole, what it was built from."""
+    (engine,) = target.engines
+    path = folder / f"{engine.graph}{RECORD}"
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(dumps(target), encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+
+
+def recorded(folder: Path) -> Iterator[Target]:
+    """What lies finished in the hidden folder: targets of one engine each."""
+    for path in sorted(folder.glob(f"*{RECORD}")):
+        with suppress(ManifestError):
+            yield loads(path.read_bytes())
+
+
+def whole(folder: Path, engine: Engine) -> str | None:
+    """None where the file of an engine is what was written, else what is wrong with it."""
+    try:
+        check_file(folder, engine.file, File(engine.sha256, engine.size))
+    except (BundleError, OSError):
+        there = (folder / engine.file).exists()
+        return f"{engine.file} was changed or damaged" if there else f"{engine.file} is missing"
+    return None
+
+
+def publish(folder: Path, place: Path, name: str, target: Target) -> None:
+    """The hidden folder becomes ``place/name`` in one rename; a target that was there goes once it is replaced."""
+    wanted = {engine.file for engine in target.engines}
+    for path in folder.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+    (folder / FILE_NAME).write_text(dumps(target), encoding="utf-8")
+    for path in folder.iterdir():
+        sync(path)
+    final, old = place / name, place / f".{name}.old"
+    if final.exists():
+        final.rename(old)
+    folder.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Has the operating system put a file on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file that was just written."""
+    sync(path)
+    return hash_file(path)
+
+
+def _put_back(place: Path, name: str) -> None:
+    """What a process that was killed between two renames had put aside."""
+    final, old = place / name, place / f".{name}.old"
+    if old.is_dir() and not final.exists():
+        old.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes all but finished engines and their records."""
+    finished = {path.name.removesuffix(RECORD) for path in folder.glob(f"*{RECORD}")}
+    for path in folder.iterdir():
+        if path.name.removesuffix(RECORD) in finished and path.name.endswith(RECORD):
+            continue
+        if path.suffix != ".engine" or path.stem not in finished:
+            path.unlink()
