@@ -14,8 +14,8 @@ from nextscale.plugins.signature import (
     INPUTS,
     NAME,
     PLUGIN_ATTRIBUTES,
-    RANKS,
     ScatterRestoreError,
+    check_shapes,
 )
 
 
@@ -79,12 +79,8 @@ def scatter_restore(
 
 
 def _check(*inputs: Tensor) -> None:
-    tensors = dict(zip(INPUTS, inputs, strict=True))
-    for name, tensor in tensors.items():
-        if tensor.ndim != RANKS[name]:
-            raise ScatterRestoreError(f"{NAME} takes {name} with {RANKS[name]} axes, not {_shape(tensor)}")
+    check_shapes({name: tensor.shape for name, tensor in zip(INPUTS, inputs, strict=True)})
     kept, index, cache, residual, row_matrix, column_matrix = inputs
-    _check_shapes(tensors)
     if index.dtype != torch.int32:
         raise ScatterRestoreError(f"{NAME} takes an int32 index, not {index.dtype}; cast it with .to(torch.int32)")
     if row_matrix.dtype != torch.float32 or column_matrix.dtype != torch.float32:
@@ -93,30 +89,3 @@ def _check(*inputs: Tensor) -> None:
     if kept.dtype != cache.dtype or not kept.is_floating_point() or not residual.is_floating_point():
         found = f"{kept.dtype}, {cache.dtype} and {residual.dtype}"
         raise ScatterRestoreError(f"{NAME} takes kept and cache of one float dtype and a float residual, not {found}")
-
-
-def _check_shapes(tensors: dict[str, Tensor]) -> None:
-    rows, n, width = tensors["residual"].shape
-    m = tensors["kept"].shape[1]
-    (h, hc), (w, wc) = tensors["row_matrix"].shape, tensors["column_matrix"].shape
-    asked = {
-        "residual": (rows, h * w, width),
-        "cache": (rows, hc * wc, width),
-        "kept": (rows, m, width),
-        "index": (rows, m),
-    }
-    for name, shape in asked.items():
-        if any(_differ(a, b) for a, b in zip(tensors[name].shape, shape, strict=True)):
-            found = ", ".join(f"{other} {_shape(tensor)}" for other, tensor in tensors.items() if other != name)
-            raise ScatterRestoreError(f"{NAME} asks for {name} {shape} and got {_shape(tensors[name])}; with {found}")
-    if not 1 <= m <= n:
-        raise ScatterRestoreError(f"{NAME} was given {m} kept tokens for a grid of {h}x{w}; keep 1 to {n} of them")
-
-
-def _differ(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Whether two lengths are known to differ; comparing symbolic ones would tie the exported graph to one of them."""
-    return isinstance(a, int) and isinstance(b, int) and a != b
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)

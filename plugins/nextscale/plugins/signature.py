@@ -20,6 +20,9 @@ Sums are taken in float32. The node has no attributes but the two by which Tenso
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 DOMAIN = "nextscale"
 NAME = "ScatterRestore"
 # The version of the domain in a model's opset imports.
@@ -33,3 +36,30 @@ INPUTS = tuple(RANKS)
 
 class ScatterRestoreError(ValueError):
     """Inputs or a graph that ScatterRestore cannot take; says what was found and what is asked for."""
+
+
+def check_shapes(shapes: Mapping[str, Sequence[Any]]) -> None:
+    """Raise :class:`ScatterRestoreError` where the six inputs' shapes do not fit; symbolic lengths fit any other."""
+    for name, rank in RANKS.items():
+        if len(shapes[name]) != rank:
+            raise ScatterRestoreError(f"{NAME} takes {name} with {rank} axes, not {tuple(shapes[name])}")
+    rows, n, width = shapes["residual"]
+    m = shapes["kept"][1]
+    (h, hc), (w, wc) = shapes["row_matrix"], shapes["column_matrix"]
+    asked = {
+        "residual": (rows, h * w, width),
+        "cache": (rows, hc * wc, width),
+        "kept": (rows, m, width),
+        "index": (rows, m),
+    }
+    for name, shape in asked.items():
+        if any(_differ(a, b) for a, b in zip(shapes[name], shape, strict=True)):
+            found = ", ".join(f"{other} {tuple(shapes[other])}" for other in INPUTS if other != name)
+            raise ScatterRestoreError(f"{NAME} asks for {name} {shape} and got {tuple(shapes[name])}; with {found}")
+    if not 1 <= m <= n:
+        raise ScatterRestoreError(f"{NAME} was given {m} kept tokens for a grid of {h}x{w}; keep 1 to {n} of them")
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two lengths are known to differ; comparing symbolic ones would tie an exported graph to one of them."""
+    return isinstance(a, int) and isinstance(b, int) and a != b
