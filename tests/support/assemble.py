@@ -13,7 +13,7 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 @dataclass(frozen=True)
 class Assembled:
-    """Machine code, and what a thread of it takes: registers, and bytes of local memory (spills included)."""
+    """Machine code, and what a thread of its largest kernel takes: registers, bytes of local memory (spills too)."""
 
     cubin: bytes
     registers: int
@@ -21,7 +21,7 @@ class Assembled:
 
 
 def assemble(ptx: bytes, architecture: str) -> Assembled:
-    """Assembles a module of one kernel; raises AssertionError with the assembler's log where it refuses."""
+    """Assembles a module; raises AssertionError with the assembler's log where it refuses."""
     linker = nvjitlink.create(2, [f"-arch={architecture}", "-verbose"])
     try:
         try:
@@ -37,6 +37,6 @@ def assemble(ptx: bytes, architecture: str) -> Assembled:
         nvjitlink.get_info_log(linker, log)
     finally:
         nvjitlink.destroy(linker)
-    (registers,) = re.findall(r"info    : used (\d+) registers", log.decode())
-    (local,) = re.findall(r"(\d+) bytes lmem", log.decode())
-    return Assembled(bytes(cubin), int(registers), int(local))
+    registers = re.findall(r"info    : used (\d+) registers", log.decode())
+    local = re.findall(r"(\d+) bytes lmem", log.decode())
+    return Assembled(bytes(cubin), max(map(int, registers)), max(map(int, local)))

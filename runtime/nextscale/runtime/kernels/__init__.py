@@ -1,0 +1,3 @@
+"""CUDA kernels of the chain between graphs, which no model's graph holds."""
+
+from __future__ import annotations
