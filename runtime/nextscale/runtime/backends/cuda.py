@@ -5,7 +5,7 @@
     block = device.allocate(size)                  # one piece of device memory; device.pin(size) for the host's
     stream.upload(block.address, source, size)
     with stream.capture() as captured:             # or record what is asked for between here ...
-        stream.launch(kernel, grid, 256, arguments)
+        stream.launch(kernel, grid, block, arguments)
     captured.graph.launch(stream)                  # ... and ask for all of it at once
 
 Every call goes through :func:`~nextscale.runtime.backends.checks.checked`. Whatever context a caller's thread has, work
@@ -229,8 +229,8 @@ class Stream:
         """Fill device memory with zeros."""
         self._ask("clear memory", _driver().cuMemsetD8Async, address, 0, size)
 
-    def launch(self, kernel: Any, grid: tuple[int, ...], block: int, arguments: Sequence[Any]) -> None:
-        """Run a kernel. Arguments are ints for addresses, and numpy scalars of the very types of the rest."""
+    def launch(self, kernel: Any, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any]) -> None:
+        """Run a kernel. Its arguments are numpy scalars of the very types that it takes; addresses are uint64."""
         core = _core()
         with self.device.current():
             config = checked("set a launch", core.LaunchConfig, grid=grid, block=block)
@@ -263,6 +263,16 @@ class Stream:
             checked("upload a graph", graph.upload, self._stream)
             captured.graph = Captured.Graph(graph)
 
+    def abandon_capture(self) -> None:
+        """End a capture that another library began in this thread and could not bring to its end."""
+        driver = _driver()
+        status = self._ask("look at a stream", driver.cuStreamIsCapturing)
+        if int(status) != int(driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE):
+            try:
+                self._ask("end a capture", driver.cuStreamEndCapture)
+            except BackendError:
+                return  # it says that the capture was invalid, and the stream is out of it
+
     @staticmethod
     def _abandon(builder: Any) -> None:
         """Take the stream out of a capture that went wrong; the first error is the one to tell."""
@@ -271,9 +281,9 @@ class Stream:
         except BackendError:
             return
 
-    def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> None:
+    def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         with self.device.current():
-            checked(what, function, *arguments, self._stream.handle)
+            return checked(what, function, *arguments, self._stream.handle)
 
 
 class Captured:

@@ -27,7 +27,7 @@ from nextscale.runtime.manifest import Graph, Tensor
 
 log = logging.getLogger("nextscale.runtime")
 
-_TYPES = {
+TYPES = {
     "float32": ("tensor(float)", np.float32),
     "float16": ("tensor(float16)", np.float16),
     "bfloat16": ("tensor(bfloat16)", 16),  # onnx.TensorProto.BFLOAT16: numpy has no such type
@@ -38,7 +38,7 @@ _TYPES = {
 }
 MOST_THREADS = 256  # of one session: every graph has as many of its own
 BATCH_SIZES = tuple(range(1, 9))
-_INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'nextscale[{extra}]'"
+INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'nextscale[{extra}]'"
 _arena_lock = threading.Lock()
 _arena_made = False
 
@@ -85,10 +85,10 @@ class OnnxRuntime(Backend):
             session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except errors_of(self._ort) as error:
             raise BackendError(
-                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_first_line(error)}"
+                f"ONNX Runtime {self._ort.__version__} cannot load {path}: {first_line(error)}"
             ) from error
-        _check_signature(graph.file, "input", graph.inputs, session.get_inputs())
-        _check_signature(graph.file, "output", graph.outputs, session.get_outputs())
+        check_signature(graph.file, "input", graph.inputs, session.get_inputs())
+        check_signature(graph.file, "output", graph.outputs, session.get_outputs())
         return Session(self._ort, session, graph.name)
 
     def versions(self) -> dict[str, str]:
@@ -119,11 +119,11 @@ class Session:
         binding = self._session.io_binding()
         try:
             for bound in inputs:
-                binding.bind_input(bound.name, "cpu", 0, _TYPES[bound.dtype][1], bound.shape, bound.address)
+                binding.bind_input(bound.name, "cpu", 0, TYPES[bound.dtype][1], bound.shape, bound.address)
             for bound in outputs:
-                binding.bind_output(bound.name, "cpu", 0, _TYPES[bound.dtype][1], bound.shape, bound.address)
+                binding.bind_output(bound.name, "cpu", 0, TYPES[bound.dtype][1], bound.shape, bound.address)
         except errors_of(self._ort) as error:
-            raise BackendError(f"ONNX Runtime cannot bind {self._name}: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime cannot bind {self._name}: {first_line(error)}") from error
         return SessionCall(self, binding)
 
 
@@ -138,7 +138,7 @@ class SessionCall:
         try:
             owner._session.run_with_iobinding(self._binding)
         except errors_of(owner._ort) as error:
-            raise BackendError(f"ONNX Runtime failed in {owner._name}: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed in {owner._name}: {first_line(error)}") from error
 
 
 def import_onnxruntime() -> ModuleType:
@@ -165,26 +165,31 @@ def both_installed() -> str | None:
         return None
     return (
         f"{' and '.join(found)} are both installed and overwrite each other's files: keep one with "
-        f"`{_INSTALL.format(extra='cpu')}` or `{_INSTALL.format(extra='cuda')}`"
+        f"`{INSTALL.format(extra='cpu')}` or `{INSTALL.format(extra='cuda')}`"
     )
 
 
+def check_provider(ort: ModuleType) -> None:
+    """Refuse an ONNX Runtime without CUDA's provider."""
+    found = ort.get_available_providers()
+    if "CUDAExecutionProvider" not in found:
+        advice = both_installed() or f"install the GPU package: `{INSTALL.format(extra='cuda')}`"
+        raise BackendError(
+            f"device 'cuda' was asked for, and this onnxruntime {ort.__version__} has no CUDAExecutionProvider "
+            f"(it has {', '.join(found)}); {advice}"
+        )
+
+
 def _check_device(ort: ModuleType, device: str) -> None:
-    both = both_installed()
     if device == "cpu":
+        both = both_installed()
         if both:
             log.warning("%s", both)
         return
     if device != "cuda":
         raise InputError(f"the backend 'onnxruntime' has the devices 'cpu' and 'cuda'; found {device!r}")
-    found = ort.get_available_providers()
-    if "CUDAExecutionProvider" not in found:
-        advice = both or f"install the GPU package: `{_INSTALL.format(extra='cuda')}`"
-        raise BackendError(
-            f"device 'cuda' was asked for, and this onnxruntime {ort.__version__} has no CUDAExecutionProvider "
-            f"(it has {', '.join(found)}); {advice}"
-        )
-    raise BackendError("device 'cuda' was asked for: this version chains graphs through ONNX Runtime on the CPU only")
+    check_provider(ort)
+    raise InputError("OnnxRuntime runs on the CPU: OnnxRuntimeCuda is the one for device 'cuda'")
 
 
 def _share_scratch(ort: ModuleType) -> None:
@@ -198,8 +203,10 @@ def _share_scratch(ort: ModuleType) -> None:
         _arena_made = True
 
 
-def _check_signature(file: str, kind: str, wanted: Sequence[Tensor], found: Sequence[Any]) -> None:
-    """Names, types and fixed axes of a session against the manifest."""
+def check_signature(
+    file: str, kind: str, wanted: Sequence[Tensor], found: Sequence[Any], sizes: Mapping[str, int] | None = None
+) -> None:
+    """Names, types and axes of a session against the manifest; symbolic axes may have been fixed to ``sizes``."""
     given = {arg.name: arg for arg in found}
     if set(given) != {t.name for t in wanted}:
         missing, extra = sorted({t.name for t in wanted} - set(given)), sorted(set(given) - {t.name for t in wanted})
@@ -210,9 +217,10 @@ def _check_signature(file: str, kind: str, wanted: Sequence[Tensor], found: Sequ
         arg = given[tensor.name]
         shape = [d if isinstance(d, int) else str(d) for d in arg.shape]
         fits = len(shape) == len(tensor.shape) and all(
-            isinstance(a, str) if isinstance(b, str) else a == b for a, b in zip(shape, tensor.shape, strict=True)
+            (isinstance(a, str) or a == (sizes or {}).get(b)) if isinstance(b, str) else a == b
+            for a, b in zip(shape, tensor.shape, strict=True)
         )
-        if not fits or arg.type != _TYPES[tensor.dtype][0]:
+        if not fits or arg.type != TYPES[tensor.dtype][0]:
             raise BackendError(
                 f"{file} is not the graph that the manifest describes: {kind} {tensor.name!r} is {arg.type} {shape}, "
                 f"the manifest says {tensor.dtype} {list(tensor.shape)}"
@@ -226,5 +234,5 @@ def errors_of(ort: ModuleType) -> tuple[type[Exception], ...]:
     return (*own, RuntimeError, ValueError, TypeError)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:300]

@@ -1,0 +1,258 @@
+"""Engines on the GPU: weights in one arena, one context per graph, batch size and slot, all on the slot's scratch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nextscale.plan.errors import InputError
+from nextscale.runtime.backends import cuda
+from nextscale.runtime.backends.arena import Arena, find_weights
+from nextscale.runtime.backends.base import Backend, Bound, Call, InOrder, Memory
+from nextscale.runtime.backends.checks import accepted
+from nextscale.runtime.backends.resident import Resident, ordinal_of, own, record
+from nextscale.runtime.backends.tensorrt import library as libraries
+from nextscale.runtime.backends.tensorrt.contexts import ContextMaker
+from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import BackendError
+from nextscale.runtime.manifest import IMAGES, Graph
+from nextscale.runtime.targets import OpenTarget, check_machine, find_target, open_target
+
+log = logging.getLogger("nextscale.runtime")
+
+ALIGNMENT = 256  # bytes, of every address that an engine is given
+_TYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "int8": "INT8",
+    "uint8": "UINT8",
+}
+
+
+class TensorRT(Backend):
+    """TensorRT on an NVIDIA GPU, from the target that ``nextscale build`` made for it.
+
+    ``device`` is ``cuda`` or ``cuda:1``; ``targets`` is the folder that ``nextscale build -o`` was given, None where
+    targets lie beside their bundle. ``verify`` is ``full`` (hash every engine) or ``size``. ``open_device`` and
+    ``load_library`` are how it gets at CUDA and TensorRT.
+    """
+
+    name: ClassVar[str] = "tensorrt"
+    replays = True
+    precisions = ("fp32", "fp16", "bf16")
+
+    def __init__(
+        self,
+        device: str = "cuda",
+        targets: Path | None = None,
+        verify: str = "full",
+        open_device: Callable[[int], cuda.Device] = cuda.open_device,
+        load_library: Callable[[str], libraries.Library] = libraries.load,
+    ) -> None:
+        self.device, self.targets, self.verify = device, targets, verify
+        self.library = load_library(self.name)
+        self.gpu = open_device(ordinal_of(device, self.name))
+
+    def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Engines:
+        """Find the target for this GPU, check it, and load its engines and the weights."""
+        folder = find_target(bundle, self.name, self.gpu.sm, self.targets)
+        opened = open_target(folder, bundle, self.verify)
+        check_machine(opened.target, self.name, self.library.version, self.gpu.sm)
+        missing = sorted({*(batch_sizes or ())} - {*opened.target.batch_sizes})
+        if missing:
+            every = ",".join(map(str, sorted({*missing, *opened.target.batch_sizes})))
+            raise InputError(
+                f"batch sizes {missing} were asked for, and {folder} was built for {list(opened.target.batch_sizes)}: "
+                f"build it with `nextscale build {bundle.folder} --flavor {self.name} --target {self.gpu.sm} "
+                f"--batch {every}`"
+            )
+        return Engines(self.gpu, self.library, bundle, opened, batch_sizes or opened.target.batch_sizes)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of TensorRT, CUDA's driver and its bindings, and the GPU's name."""
+        return {
+            self.name: self.library.version,
+            "cuda-driver": self.gpu.driver,
+            "gpu": f"{self.gpu.name} ({self.gpu.sm})",
+            **cuda.versions(),
+        }
+
+
+class TensorRTRTX(TensorRT):
+    """TensorRT for RTX: the same on Turing to Blackwell RTX cards, with targets that were built on any machine."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+
+
+@dataclass(frozen=True)
+class Loading:
+    """An engine of a graph: its inputs that are weights, and the scratch that each of its profiles needs."""
+
+    graph: Graph
+    engine: Any
+    weights: tuple[str, ...]
+    scratch: tuple[int, ...]
+
+
+class Engines(Resident):
+    """A target's engines, over one copy of the weights."""
+
+    def __init__(
+        self,
+        device: cuda.Device,
+        library: libraries.Library,
+        bundle: Bundle,
+        opened: OpenTarget,
+        batch_sizes: tuple[int, ...],
+    ) -> None:
+        super().__init__(device)
+        self.batch_sizes, self._library = batch_sizes, library
+        self._profiles = {size: i for i, size in enumerate(opened.target.batch_sizes)}
+        self._lock = threading.Lock()
+        with device.current():
+            self._runtime = library.trt.Runtime(library.logger)
+            loaded = [self._load(graph, opened) for graph in bundle.manifest.graphs]
+            self._makers = ContextMaker(library, opened)
+        self._engines = {one.graph.name: one for one in loaded}
+        names = dict.fromkeys(name for one in loaded for name in one.weights)
+        self._arena = Arena(device, find_weights(bundle, names)) if names else None
+        for one in loaded:
+            self._check_weights(one)
+        sizes = {"weights": self._arena.size} if self._arena else {}
+        self.fixed: Mapping[str, int] = {**sizes, "engines": sum(engine.size for engine in opened.target.engines)}
+        self.scratch = max(one.scratch[self._profiles[size]] for one in loaded for size in batch_sizes)
+
+    def prepare(self, memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:
+        """A context whose shapes and addresses are set, for good."""
+        loading, slot = self._engines[graph], own(memory)
+        images = next(
+            bound.shape[tensor.shape.index(IMAGES)]
+            for tensor, bound in zip(loading.graph.inputs, inputs, strict=True)
+            if IMAGES in tensor.shape
+        )
+        addresses = {bound.name: bound.address for bound in (*inputs, *outputs)}
+        for name, address in addresses.items():
+            if address % ALIGNMENT:
+                raise BackendError(
+                    f"{name} of {graph} would lie at {address:#x}, and TensorRT takes addresses that are multiples of "
+                    f"{ALIGNMENT}: a tape's row (rows x channels x bytes of a value) must be one, and so must the "
+                    "start of an array that is lent"
+                )
+        arena = self._arena.addresses if self._arena else {}
+        addresses |= {name: arena[name] for name in loading.weights}
+        shapes = {bound.name: bound.shape for bound in inputs}
+
+        def make() -> Any:
+            with self._lock, self.device.current():
+                context = self._makers.make(loading.engine, graph)
+                index = self._profiles[images]
+                accepted(f"take profile {index} of {graph}", context.set_optimization_profile_async(index, handle))
+                for name, shape in shapes.items():
+                    accepted(f"take {shape} for {name} of {graph}", context.set_input_shape(name, shape))
+                if slot.scratch is not None:
+                    context.set_device_memory(slot.scratch.address, slot.scratch.size)
+                for name, address in addresses.items():
+                    accepted(f"take an address for {name} of {graph}", context.set_tensor_address(name, address))
+                open_ends = context.infer_shapes()
+                if open_ends:
+                    raise BackendError(f"{graph}: TensorRT still misses shapes or addresses of {open_ends}")
+                return context
+
+        handle = slot.stream.handle
+        return EngineCall(self.device, graph, handle, make)
+
+    def capture(self, memory: Memory, calls: Sequence[Call]) -> Call:
+        """One CUDA graph of them all. A context is captured once: for another graph there is another, run once before.
+
+        Where an engine cannot be captured, the calls stay calls, and the log says so.
+        """
+        stream = own(memory).stream
+        fresh = [call.uncaptured() if isinstance(call, EngineCall) else call for call in calls]
+        if any(new is not call for new, call in zip(fresh, calls, strict=True)):
+            for call in fresh:
+                call.execute()
+        for call in fresh:
+            if isinstance(call, EngineCall) and not call.capturable():
+                log.warning(
+                    "TensorRT says that %s cannot be captured into a CUDA graph: its graphs are launched one by one "
+                    "(engines of tensorrt-rtx need to be built with REQUIRE_USER_ALLOCATION)",
+                    call.graph,
+                )
+                return InOrder(calls)
+        made = record(stream, fresh)
+        for call in fresh:
+            if isinstance(call, EngineCall):
+                call.captured = True
+        self._makers.keep()
+        return made
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        super().close()
+        self._makers.keep()
+        self._engines.clear()
+        if self._arena is not None:
+            self._arena.free()
+
+    def _load(self, graph: Graph, opened: OpenTarget) -> Loading:
+        """Deserialise a checked engine file; refuse one whose tensors are not the graph's."""
+        path, trt = opened.path(graph.name), self._library.trt
+        engine = self._library.deserialize(self._runtime, path.read_bytes(), str(path))
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        takes = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        gives = [name for name in names if name not in takes]
+        own_inputs = {tensor.name for tensor in graph.inputs}
+        weights = tuple(name for name in takes if name not in own_inputs)
+        absent = own_inputs - {*takes}
+        if absent or {*gives} != {tensor.name for tensor in graph.outputs}:
+            raise BackendError(f"{path} is no engine of {graph.name}: it takes {takes[:8]}... and gives {gives}")
+        if weights and opened.target.weights == "embedded":
+            raise BackendError(f"{path} asks for the weights {weights[:3]}..., which its target says are inside")
+        for tensor in (*graph.inputs, *graph.outputs):
+            found = engine.get_tensor_dtype(tensor.name)
+            if found != getattr(trt.DataType, _TYPES[tensor.dtype]):
+                raise BackendError(f"{path}: {tensor.name} is {found} in the engine and {tensor.dtype} in the bundle")
+        return Loading(graph, engine, weights, tuple(self._library.scratch(engine)))
+
+    def _check_weights(self, one: Loading) -> None:
+        """Refuse an engine whose weight inputs are not the tensors of the weights file."""
+        for name in one.weights:
+            assert self._arena is not None
+            stored, shape = self._arena.weights[name], tuple(one.engine.get_tensor_shape(name))
+            found = one.engine.get_tensor_dtype(name)
+            if shape != stored.shape or found != getattr(self._library.trt.DataType, _TYPES[stored.dtype]):
+                raise BackendError(
+                    f"the engine of {one.graph.name} takes {name} as {found} {list(shape)}, and the weights file holds "
+                    f"{stored.dtype} {list(stored.shape)}: build the target again"
+                )
+
+
+class EngineCall:
+    """A context, ready to be enqueued. ``captured`` says that a CUDA graph was made of it."""
+
+    def __init__(self, device: cuda.Device, graph: str, stream: int, make: Callable[[], Any]) -> None:
+        self.graph, self.captured = graph, False
+        self._device, self._stream, self._make = device, stream, make
+        self._context = make()
+
+    def execute(self) -> None:
+        """Enqueue it; a refusal raises, or a captured graph would replay what is stale."""
+        with self._device.current():
+            accepted(f"run {self.graph}", self._context.execute_async_v3(self._stream))
+
+    def uncaptured(self) -> EngineCall:
+        """This call, or one like it with a context of its own where this one's is part of a CUDA graph already."""
+        return EngineCall(self._device, self.graph, self._stream, self._make) if self.captured else self
+
+    def capturable(self) -> bool:
+        """What TensorRT says; only TensorRT for RTX knows."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        with self._device.current():
+            return ask is None or bool(ask(self._stream))
