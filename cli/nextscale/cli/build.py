@@ -159,13 +159,18 @@ def _print(bundle: Bundle, reports: list[Report], seconds: float, json: bool) ->
         print_json({"bundle": str(bundle.folder), "seconds": seconds, "targets": [_data(report) for report in reports]})
         return
     for report in reports:
-        engines, built = report.target.engines, len(report.reasons)
+        engines, made = report.target.engines, len(report.reasons)
         size = size_text(sum(engine.size for engine in engines))
-        if not built:
+        if not made:
             say(f"{report.folder}: up to date, {len(engines)} engines, {size}; nothing was built")
             continue
-        kept = f", {len(engines) - built} were up to date" if built < len(engines) else ""
-        say(f"{report.folder}: {built} engines built{kept}; {len(engines)} engines, {size}, {report.seconds:.0f} s")
+        counts = {
+            "built": made - len(report.resumed),
+            "finished by the build before": len(report.resumed),
+            "up to date": len(engines) - made,
+        }
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        say(f"{report.folder}: {len(engines)} engines ({said}), {size}, {report.seconds:.0f} s")
     if reports and reports[0].target.weights == "inputs":
         once = size_text(bundle.manifest.files["weights.safetensors"].size)
         say(f"weights stay in {bundle.folder}, once for all of them: {once}")
@@ -180,5 +185,6 @@ def _data(report: Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "bytes": sum(engine.size for engine in report.target.engines),
         "built": {graph: list(why) for graph, why in report.reasons.items()},
+        "resumed": list(report.resumed),
         "target": target,
     }

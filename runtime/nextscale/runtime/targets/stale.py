@@ -34,6 +34,9 @@ INVALIDATES: Mapping[str, Callable[[Engine], bool]] = {
 }
 GRAPH = "graph_sha256"
 
+# What follows from another field is not told beside it.
+FOLLOWS = {"weights_sha256": "weights", "plugin": "restore", "kernel_sha256": "restore"}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -55,8 +58,12 @@ def differences(built: Settings, wanted: Settings) -> Iterator[Difference]:
             for name in sorted({*was, *now}):
                 if was.get(name) != now.get(name):
                     yield Difference(f"options.{name}", was.get(name), now.get(name))
-        elif was != now:
+        elif was != now and (field not in FOLLOWS or _equal(built, wanted, FOLLOWS[field])):
             yield Difference(field, was, now)
+
+
+def _equal(built: Settings, wanted: Settings, field: str) -> bool:
+    return bool(getattr(built, field) == getattr(wanted, field))
 
 
 def stale(target: Target, engine: Engine, wanted: Settings, graph_sha256: str) -> list[Difference]:

@@ -33,11 +33,15 @@ Reasons = dict[str, tuple[str, ...]]  # why each engine is built; engines that a
 
 @dataclass(frozen=True)
 class Report:
-    """A target that stands. ``reasons`` says why each engine in it was built, and names those only."""
+    """A target that stands. ``reasons`` says why an engine was built; engines that were up to date are not in it.
+
+    ``resumed`` are those of them that an interrupted build had finished.
+    """
 
     folder: Path
     target: Target
     reasons: Mapping[str, tuple[str, ...]]
+    resumed: tuple[str, ...]
     seconds: float
 
 
@@ -63,14 +67,15 @@ def build_target(
     with reported(place), hidden_folder(place, name) as hidden:
         old, reasons = _compare(bundle, settings, place / name, force)
         if old is not None and not reasons and old.settings == settings:
-            return Report(place / name, old, {}, time.monotonic() - start)
+            return Report(place / name, old, {}, (), time.monotonic() - start)
         if place.joinpath(name).exists():
             _tell(say, name, reasons, len(bundle.manifest.graphs))
-        task = _Task(bundle, settings, hidden, place / name, old, reasons)
-        engines = task.run(progress, {} if force else {t.engines[0].graph: t for t in recorded(hidden)})
+        finished = {} if force else _finished(bundle, settings, hidden)
+        resumed = tuple(graph for graph in finished if graph in reasons)
+        engines = _Task(bundle, settings, hidden, place / name, old, reasons, finished).run(progress)
         target = make_target(settings, bundle.folder.name, engines, _versions(settings))
         publish(hidden, place, name, target)
-    return Report(place / name, target, reasons, time.monotonic() - start)
+    return Report(place / name, target, reasons, resumed, time.monotonic() - start)
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,9 @@ class _Task:
     published: Path
     old: Target | None
     reasons: Reasons
+    finished: Mapping[str, Engine]
 
-    def run(self, progress: Progress, finished: Mapping[str, Target]) -> tuple[Engine, ...]:
+    def run(self, progress: Progress) -> tuple[Engine, ...]:
         """All engines, in the order of the graphs."""
         graphs = self.bundle.manifest.graphs
         engines = []
@@ -96,18 +102,16 @@ class _Task:
                     progress(self.settings.target, parts, len(graphs) * PARTS, f"{name}: {phase}" if phase else name)
 
                 tell(0.0, "")
-                engines.append(self._there(graph, finished.get(graph.name)) or self._build(graph, builder, tell))
+                engines.append(self._there(graph) or self._build(graph, builder, tell))
         progress(self.settings.target, len(graphs) * PARTS, len(graphs) * PARTS, "")
         return tuple(engines)
 
-    def _there(self, graph: Graph, finished: Target | None) -> Engine | None:
+    def _there(self, graph: Graph) -> Engine | None:
         if self.old is not None and graph.name not in self.reasons:
             engine = self.old.engine(graph.name)
             shutil.copyfile(self.published / engine.file, self.hidden / engine.file)
             return engine
-        if finished is None or stale(finished, finished.engines[0], self.settings, self._sha256(graph)):
-            return None
-        return None if whole(self.hidden, finished.engines[0]) else finished.engines[0]
+        return self.finished.get(graph.name)
 
     def _build(self, graph: Graph, builder: Builder, tell: Callable[[float, str], None]) -> Engine:
         file, out = f"{graph.name}.engine", self.hidden / f"{graph.name}.engine.partial"
@@ -160,6 +164,18 @@ def _why(bundle: Bundle, settings: Settings, folder: Path, old: Target, graph: G
         return ["it was not there"]
     why = [str(d) for d in stale(old, engine, settings, bundle.manifest.files[graph.file].sha256)]
     return why or [wrong for wrong in [whole(folder, engine)] if wrong]
+
+
+def _finished(bundle: Bundle, settings: Settings, hidden: Path) -> dict[str, Engine]:
+    """Engines that an interrupted build left, as far as they are what is wanted now; the others are removed."""
+    there = {target.engines[0].graph: target for target in recorded(hidden)}
+    found = {}
+    for graph in bundle.manifest.graphs:
+        target = there.get(graph.name)
+        sha256 = bundle.manifest.files[graph.file].sha256
+        if target and not stale(target, target.engines[0], settings, sha256) and not whole(hidden, target.engines[0]):
+            found[graph.name] = target.engines[0]
+    return found
 
 
 def _tell(say: Callable[[str], None], name: str, reasons: Reasons, total: int) -> None:

@@ -85,10 +85,7 @@ def build_engine(library: Library, settings: Settings, job: Job, tell: Tell, sto
     if stopped():
         raise Stopped
     if engine is None:
-        raise BackendError(
-            f"{library.flavor} {library.version} cannot build {job.graph.name} for {settings.target}: "
-            "run it again as `nextscale -v build ...` to see its reason"
-        )
+        raise BackendError(f"{library.flavor} {library.version} cannot build {job.graph.name} for {settings.target}")
     Path(job.out).write_bytes(engine)
     if job.timing_cache:
         _keep(Path(job.timing_cache), library.timing_cache(config))

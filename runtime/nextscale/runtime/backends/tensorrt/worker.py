@@ -48,7 +48,7 @@ def main() -> None:
     except Stopped:
         return
     except NextscaleError as error:
-        talk.send(kind="failed", text=str(error))
+        talk.send(kind="failed", text=f"{error}: {talk.complaint}" if talk.complaint else str(error))
     except OSError as error:
         talk.send(kind="failed", text=str(error), errno=error.errno, strerror=error.strerror)
     except MemoryError:
@@ -56,11 +56,14 @@ def main() -> None:
 
 
 class Talk(logging.Handler):
-    """This side's voice: log records, progress and results, one line each."""
+    """This side's voice: log records, progress and results, one line each.
+
+    ``complaint`` is the last error that was logged: why a builder returns nothing it says only there.
+    """
 
     def __init__(self, channel: TextIO) -> None:
         super().__init__()
-        self._channel, self._told = channel, 0.0
+        self._channel, self._told, self.complaint = channel, 0.0, ""
 
     def send(self, **message: Any) -> None:
         """One line."""
@@ -71,8 +74,11 @@ class Talk(logging.Handler):
             os._exit(1)  # nobody listens any more
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A log record, as text."""
-        self.send(kind="log", level=record.levelno, text=record.getMessage())
+        """A log record, as text. Errors become part of what is raised; those that fail nothing are no errors."""
+        if record.levelno >= logging.ERROR:
+            self.complaint = record.getMessage().strip().split("\n")[0][:300]
+        level = logging.INFO if record.levelno >= logging.ERROR else record.levelno
+        self.send(kind="log", level=level, text=record.getMessage())
 
     def progress(self, done: float, phase: str) -> None:
         """How far the build is, not more often than anyone looks."""
@@ -94,8 +100,9 @@ def _listen(jobs: SimpleQueue[dict[str, Any] | None], stop: threading.Event) -> 
 
 def _register(library: Library) -> None:
     from nextscale.plugins.tensorrt_plugin import register
+    from nextscale.runtime.backends.nvrtc import compile_ptx
 
-    register(library.trt)
+    register(library.trt, compile_ptx)
 
 
 if __name__ == "__main__":
