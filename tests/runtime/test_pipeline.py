@@ -157,7 +157,7 @@ def test_logits_last_until_the_next_step(pipeline: Pipeline) -> None:
     first = next(stream)
     assert first.logits().shape == (1, 1, 11)
     next(stream)
-    with pytest.raises(InputError, match="logits are gone with the next step"):
+    with pytest.raises(InputError, match="logits of a step are gone with the next one"):
         first.logits()
     *_, last = stream
     with pytest.raises(InputError, match="logits are gone"):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nextscale.runtime.backends.base import Bound, Call, Loaded
-from nextscale.runtime.buffers import CHECKED, KEYS, Slot, flags, is_noise
+from nextscale.runtime.buffers import CHECKED, IMAGE, KEYS, Slot, flags, is_noise
 from nextscale.runtime.errors import NonFiniteError
 from nextscale.runtime.manifest import Graph
 from nextscale.runtime.ranges import span
@@ -50,6 +50,7 @@ class Chain:
         self.slot, self.replays = slot, replays
         self.begin, self.last = (next(g for g in graphs if g.name == name) for name in ("begin", "decode"))
         self.steps = tuple(sorted((g for g in graphs if g.step is not None), key=lambda g: g.step or 0))
+        self.image = next(tensor for tensor in self.last.outputs if tensor.name == IMAGE)
         self._loaded = loaded
         self._links: dict[tuple[object, ...], Link] = {}
         self._lent: dict[tuple[object, ...], Link] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Plan
+from nextscale.runtime.arrays import DeviceArray, array_of
 from nextscale.runtime.buffers import IMAGE, KEYS, TOLD, requested
 from nextscale.runtime.chain import Chain
+from nextscale.runtime.decoding import Floats, decode_host, item_bytes, lend, settle, take
 from nextscale.runtime.manifest import Graph, Tensor
 from nextscale.runtime.request import Request
 from nextscale.runtime.result import StepResult, Timing
 
 log = logging.getLogger("nextscale.runtime")
 
-Floats = NDArray[np.float32]
+_LENT = {"logits": "logits.out", "tokens": TOLD, "code_sum": "state.code_sum.out"}
 
 
 @dataclasses.dataclass
@@ -87,35 +89,44 @@ class Pass:
                 timing=timing,
                 last=step is self._plan.steps[-1],
                 _decode=self.decode,
-                _logits=self._logits_of(self._lease.serial, out["logits.out"]),
+                _read=self._reader(self._lease.serial, out),
             )
 
-    def finish(self, out: int | None) -> Floats | None:
-        """The pictures (count, height, width, 3), after the last step; where ``out`` is an address, they go there
-        instead, as (count, 3, height, width)."""
+    def lend(self, out: object, total: int) -> int:
+        """The address of this pass's pictures in a caller's array for the ``total`` of them."""
+        return lend(out, "out", total, self._chain.image, self._chain) + self.first * item_bytes(self._chain.image)
+
+    def finish(self, to: int | None) -> Floats | None:
+        """The pictures (count, height, width, 3), after the last step.
+
+        Where ``to`` is an address they go there instead, as (count, 3, height, width): straight from the graph, but
+        where the batch was filled up.
+        """
         with self._slot.lock:
             self._check()
             start = time.perf_counter()
-            if out is None or self.count < self.images:
+            if to is None or self.count < self.images:
                 self._chain.execute(self._chain.last, self.images)
             else:
-                self._chain.decode(self._chain.last, self.images, {IMAGE: out})
-            pictures = self._deliver(out)
+                self._chain.decode(self._chain.last, self.images, {IMAGE: to})
+            settle(self._chain, [self._chain.last], self.images)
+            pictures = self._deliver(to)
             self.timings.append(Timing("decode", self.first, self.count, 0.0, time.perf_counter() - start))
             return pictures
 
-    def picture(self, out: int | None) -> tuple[list[NDArray[np.int32]], Floats | None]:
+    def picture(self, to: int | None) -> tuple[list[NDArray[np.int32]], Floats | None]:
         """The tokens of every step, and the pictures as :meth:`finish` gives them, run as a whole: the host does
         nothing between the first step and the last."""
         with self._slot.lock:
             self._check()
             chain, asked, start = self._chain, self._ask(), time.perf_counter()
-            if out is None or self.count < self.images:
+            if to is None or self.count < self.images:
                 chain.picture(self.images, decode=True)
             else:
                 chain.picture(self.images, decode=False)
-                chain.decode(chain.last, self.images, {IMAGE: out})
-            pictures = self._deliver(out)
+                chain.decode(chain.last, self.images, {IMAGE: to})
+            settle(chain, [*chain.steps, chain.last], self.images)
+            pictures = self._deliver(to)
             tokens = [self._slot.view(_output(g, TOLD), self.images)[: self.count].copy() for g in chain.steps]
             self.timings.append(Timing("picture", self.first, self.count, asked, time.perf_counter() - start))
             return tokens, pictures
@@ -127,22 +138,17 @@ class Pass:
                 self._check()
                 start = time.perf_counter()
                 # The next step reads buffer done % 2 and writes the other, which is free until then.
-                pictures = decode(self._chain, code_sum, self.images, self._lease.done + 1)
+                pictures = decode_host(self._chain, code_sum, self.images, self._lease.done + 1)
                 seconds = time.perf_counter() - start
                 self.timings.append(Timing("decode", self.first, self.count, 0.0, seconds))
                 return pictures
         return self._late(code_sum)
 
-    def _deliver(self, out: int | None) -> Floats | None:
-        """What ``decode`` made, waited for and checked; moved to ``out`` where it could not be made there."""
-        slot, image = self._slot, _output(self._chain.last, IMAGE)
-        slot.pull_results()
-        for graph in (*self._chain.steps, self._chain.last):  # the first that went wrong is the one to name
-            self._chain.check(graph, self.images)
-        if out is None:
-            return _rows_of_pixels(slot.pull(image, self.images)[: self.count])
+    def _deliver(self, to: int | None) -> Floats | None:
+        if to is None:
+            return take(self._chain, self.images, self.count)
         if self.count < self.images:
-            slot.send(image, self.count, out)
+            self._slot.send(self._chain.image, self.count, to)
         return None
 
     def _run(self, graph: Graph, asked: float = 0.0) -> Timing:
@@ -181,35 +187,22 @@ class Pass:
             case _:
                 return request.temperature
 
-    def _logits_of(self, serial: int, logits: Tensor) -> Callable[[], Floats]:
-        def read() -> Floats:
-            with self._slot.lock:
+    def _reader(self, serial: int, out: Mapping[str, Tensor]) -> Callable[[str, bool], NDArray[Any] | DeviceArray]:
+        """What reads a tensor of the step just done: a copy on the host, or the slot's own array."""
+
+        def read(name: str, copy: bool) -> NDArray[Any] | DeviceArray:
+            if name not in _LENT:
+                raise InputError(f"a step has the arrays {', '.join(_LENT)}; found {name!r}")
+            tensor, slot = out[_LENT[name]], self._slot
+            with slot.lock:
                 if not self._lease.open or self._lease.serial != serial:
-                    raise InputError("logits are gone with the next step: read them before asking for it")
-                return self._slot.pull(logits, self.images)[: self.count].copy()
+                    raise InputError(f"{name} of a step are gone with the next one: read them before asking for it")
+                if copy:
+                    return slot.pull(tensor, self.images)[: self.count].copy()
+                shape = (self.count, *slot.view(tensor, self.images).shape[1:])
+                return array_of(slot.memory, slot.start(tensor, self.images), shape, tensor.dtype)
 
         return read
-
-
-def decode(chain: Chain, code_sum: Floats, images: int, turn: int) -> Floats:
-    """Code sums (count, channels, height, width) to pictures (count, height, width, 3), in a batch of ``images``.
-
-    They go through the code sum buffer number ``turn``, which must be free: the one that no step has yet to read.
-    """
-    graph, slot, count = chain.reading(turn), chain.slot, len(code_sum)
-    filled = np.concatenate([code_sum, np.repeat(code_sum[-1:], images - count, axis=0)])
-    slot.view(graph.inputs[0], images)[...] = filled
-    slot.push(graph.inputs[0], images)
-    slot.clear_flags()
-    chain.execute(graph, images)
-    slot.pull_results()
-    chain.check(graph, images)
-    return _rows_of_pixels(slot.pull(_output(graph, IMAGE), images)[:count])
-
-
-def _rows_of_pixels(pictures: Floats) -> Floats:
-    """(count, 3, height, width) as (count, height, width, 3)."""
-    return np.ascontiguousarray(pictures.transpose(0, 2, 3, 1))
 
 
 def _output(graph: Graph, name: str) -> Tensor:

@@ -20,9 +20,10 @@ from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.buffers import Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.chain import Chain
+from nextscale.runtime.decoding import Floats, decode_arrays, decode_host
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.memory import MemoryReport
-from nextscale.runtime.passes import Floats, Lease, Pass, decode
+from nextscale.runtime.passes import Lease, Pass
 from nextscale.runtime.request import Label, Request, Setting, check_batch_sizes, make_request, passes, whole
 from nextscale.runtime.result import Provenance, Result, StepResult
 from nextscale.runtime.slots import Cancel, Control, SlotPool, check_seconds
@@ -130,6 +131,7 @@ class Pipeline:
         timeout: float | None = None,
         cancel: Cancel | None = None,
         on_step: Callable[[StepResult], object] | None = None,
+        out: object = None,
     ) -> Result:
         """Make one picture for each label: a class number, a class name, or None for no class.
 
@@ -137,7 +139,10 @@ class Pipeline:
         tells. ``guidance_scale``, ``top_p``, ``temperature``: a number, or one for each picture; None is the bundle's
         default. ``tokens`` forces tokens: for each step None or (pictures, tokens) whole numbers, -1 to sample.
         ``timeout`` in seconds includes waiting for a slot; it and ``cancel`` (an event, or a function that returns
-        True to stop) are looked at before every graph. ``on_step`` sees every step as it is finished.
+        True to stop) are looked at before every graph, or before a whole pass where the backend replays one.
+        ``on_step`` sees every step as it is finished. ``out`` is an array of the caller's (numpy, torch, CuPy: DLPack
+        or ``__cuda_array_interface__``) on the backend's device, (pictures, 3, height, width) float32: the pictures are
+        written there, and the result has none.
         Raises a :class:`~nextscale.plan.errors.NextscaleError`; no picture is returned then.
         """
         started, control = time.perf_counter(), Control.start(timeout, cancel)
@@ -148,13 +153,14 @@ class Pipeline:
         floats, tokens_of, timings = [], [], []
         with closing(self._passes(request, control)) as all_passes:
             for one in all_passes:
-                tokens_made, pictures = one.picture(None) if whole else _stepwise(one, started, on_step)
+                to = None if out is None else one.lend(out, len(request))
+                tokens_made, pictures = one.picture(to) if whole else _stepwise(one, started, on_step, to)
                 if pictures is not None:
                     floats.append(pictures)
                 tokens_of.append(tokens_made)
                 timings.extend(one.timings)
         return Result(
-            floats=np.concatenate(floats),
+            _floats=np.concatenate(floats) if floats else None,
             labels=request.labels,
             seed=request.seed,
             image_numbers=request.images,
@@ -190,6 +196,19 @@ class Pipeline:
         control = Control.start(timeout, cancel)
         request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
         return self._stream(request, control, time.perf_counter())
+
+    def decode(
+        self, code_sum: object, *, out: object = None, timeout: float | None = None, cancel: Cancel | None = None
+    ) -> Floats | None:
+        """Pictures (n, height, width, 3) float32 of code sums (n, channels, height, width) float32, of any step.
+
+        ``code_sum`` is a numpy array, or any array on the backend's device, which is read where it lies; its number is
+        then one that ``batch_sizes`` add up to. Where ``out`` is given, as for :meth:`generate`, the pictures go there,
+        as (n, 3, height, width), and None is returned. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
+        """
+        self._slots.check()
+        with self._slots.take(Control.start(timeout, cancel)) as chain, chain.slot.lock:
+            return decode_arrays(chain, code_sum, self.batch_sizes, out)
 
     def close(self) -> None:
         """Refuse later calls. Calls under way stop before their next graph with ``PipelineClosed``."""
@@ -240,14 +259,16 @@ class Pipeline:
     def _decode_late(self, code_sum: Floats) -> Floats:
         """Pictures of code sums whose pass is over, on any free slot."""
         with self._slots.take(Control.start(None, None)) as chain, chain.slot.lock:
-            parts = passes(len(code_sum), self.batch_sizes)
             return np.concatenate(
-                [decode(chain, code_sum[part.start : part.stop], images, 0) for part, images in parts]
+                [
+                    decode_host(chain, code_sum[p.start : p.stop], n, 0)
+                    for p, n in passes(len(code_sum), self.batch_sizes)
+                ]
             )
 
 
 def _stepwise(
-    one: Pass, started: float, on_step: Callable[[StepResult], object] | None
+    one: Pass, started: float, on_step: Callable[[StepResult], object] | None, to: int | None
 ) -> tuple[list[NDArray[np.int32]], Floats | None]:
     """The tokens of every step and the pictures of a pass that the host follows."""
     steps = []
@@ -255,4 +276,4 @@ def _stepwise(
         if on_step is not None:
             on_step(step)
         steps.append(step)
-    return [step.tokens for step in steps], one.finish(None)
+    return [step.tokens for step in steps], one.finish(to)

@@ -48,7 +48,7 @@ class StepResult:
     timing: Timing
     last: bool
     _decode: Callable[[NDArray[np.float32]], NDArray[np.float32]] = field(repr=False)
-    _logits: Callable[[], NDArray[np.float32]] = field(repr=False)
+    _read: Callable[[str, bool], Any] = field(repr=False)
 
     def preview(self) -> NDArray[np.uint8]:
         """What the pictures look like so far: (images, height, width, 3) uint8, decoded now."""
@@ -59,7 +59,17 @@ class StepResult:
 
         Only until the next step; raises :class:`~nextscale.plan.errors.InputError` afterwards.
         """
-        return self._logits()
+        logits: NDArray[np.float32] = self._read("logits", True)
+        return logits
+
+    def array(self, name: str) -> Any:
+        """``logits``, ``tokens`` or ``code_sum`` where it lies, without a copy, until the next step.
+
+        On the host a numpy array; on a device an array that torch, CuPy and others take as it is (DLPack,
+        ``__cuda_array_interface__``). It is the slot's own memory: reading it later shows what the next steps make of
+        it. Raises :class:`~nextscale.plan.errors.InputError` where the next step has been asked for already.
+        """
+        return self._read(name, False)
 
 
 @dataclass(frozen=True)
@@ -76,12 +86,11 @@ class Provenance:
 class Result:
     """The pictures of one call, in the order of its labels.
 
-    ``floats`` are (pictures, height, width, 3) float32, RGB in [0, 1]; ``tokens`` the codes by step, each
+    ``tokens`` are the codes by step, each
     (pictures, tokens of the step) int32. ``labels[i]``, ``seed`` and ``image_numbers[i]`` with the settings make
     picture ``i`` again; the null class is the number behind the last class. ``seconds`` is the whole call.
     """
 
-    floats: NDArray[np.float32]
     labels: tuple[int, ...]
     seed: int
     image_numbers: tuple[int, ...]
@@ -92,9 +101,20 @@ class Result:
     timings: tuple[Timing, ...]
     seconds: float
     provenance: Provenance
+    _floats: NDArray[np.float32] | None = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def floats(self) -> NDArray[np.float32]:
+        """The pictures as (pictures, height, width, 3) float32, RGB in [0, 1].
+
+        Raises :class:`~nextscale.plan.errors.InputError` where the caller had them written to an array of its own.
+        """
+        if self._floats is None:
+            raise InputError("the pictures are in the array that the call was given as out: take them there")
+        return self._floats
 
     @property
     def images(self) -> NDArray[np.uint8]:
