@@ -1,0 +1,71 @@
+"""``nextscale debug`` on real bundles of a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.command import Command
+from support.damage import with_other_weights
+
+
+@pytest.fixture(scope="module")
+def broken(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("broken") / "broken"
+    return with_other_weights(tiny_bundle, out, "var/blocks.1.ffn.fc2.weight", lambda w: w * 1.01)
+
+
+def test_agreement_is_one_line_and_status_0(nextscale: Command, tiny_bundle: Path) -> None:
+    run = nextscale("debug", tiny_bundle, "step_02")
+    assert run.status == 0, run.err
+    assert "onnxruntime and onnxruntime-unoptimized agree on all" in run.out
+    assert run.out.count("\n") == 1
+
+
+def test_a_fault_is_named_with_status_4(nextscale: Command, tiny_bundle: Path, broken: Path) -> None:
+    run = nextscale("debug", tiny_bundle, "step_02", "--against", broken)
+    assert run.status == 4
+    assert (
+        "full on onnxruntime and broken on onnxruntime first differ at block 1, feed-forward, second layer" in run.err
+    )
+    assert "block 1, feed-forward, second layer" in run.out.splitlines()[4], "the first row is the place"
+    assert "more that differ" in run.out
+
+
+def test_json_has_every_tensor(nextscale: Command, tiny_bundle: Path, broken: Path) -> None:
+    run = nextscale("debug", tiny_bundle, "step_02", "--against", broken, "--json")
+    found = json.loads(run.out)
+    assert found["first"] in [tensor["tensor"] for tensor in found["tensors"]]
+    first = next(tensor for tensor in found["tensors"] if tensor["beyond"])
+    assert first["tensor"] == found["first"]
+    assert first["words"] == "block 1, feed-forward, second layer"
+    assert first["mean"] <= first["largest"]
+    assert {tensor["tensor"] for tensor in found["outputs_alone"]} >= {"logits.out", "tokens.out"}
+
+
+def test_eager_is_a_side(nextscale: Command, tiny_bundle: Path, tiny_checkpoint: tuple[Path, Path]) -> None:
+    model, vae = tiny_checkpoint
+    asked = ("debug", tiny_bundle, "step_03", "--backends", "onnxruntime,eager")
+    run = nextscale(*asked, "--model", model, "--vae", vae, "--all")
+    assert run.status == 0, run.err
+    assert "block 0, attention, projection" in run.out
+    assert "needs the checkpoint" in nextscale(*asked).sentence
+    assert "needs both files" in nextscale(*asked, "--model", model).sentence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("step_00", "--backends", "onnxruntime"), "two backends are compared"),
+        (("step_00", "--backends", "onnxruntime,magic"), "backend 'magic' is none of"),
+        (("step_07",), "has no graph 'step_07'"),
+        (("step_00", "--only", "nothing/"), "begins with 'nothing/'"),
+    ],
+)
+def test_what_cannot_be_asked_has_status_2(
+    nextscale: Command, tiny_bundle: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    run = nextscale("debug", tiny_bundle, *arguments)
+    assert run.status == 2
+    assert sentence in run.sentence
