@@ -160,7 +160,7 @@ def test_logits_last_until_the_next_step(pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match="logits of a step are gone with the next one"):
         first.logits()
     *_, last = stream
-    with pytest.raises(InputError, match="logits are gone"):
+    with pytest.raises(InputError, match="logits of a step are gone"):
         last.logits()
 
 
