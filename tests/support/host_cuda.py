@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from support.host_kernels import KERNELS
 
-from nextscale.runtime.backends.cuda import Captured, Pointer
+from nextscale.runtime.backends.blocks import Pointer
+from nextscale.runtime.backends.cuda import Captured
 
 Operation = Callable[[], None]
 Record = tuple[Any, ...]
 
 
 class HostBlock:
-    """Memory with an address, as :class:`nextscale.runtime.backends.cuda.Block`."""
+    """Memory with an address, as :class:`nextscale.runtime.backends.blocks.Block`."""
 
     def __init__(self, device: HostDevice, kind: str, size: int) -> None:
         raw = np.full(max(size, 1) + 256, 0xAB, np.uint8)  # never zero by luck

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from nextscale.runtime.backends.cuda import Block, Device
+from nextscale.runtime.backends.blocks import Block
+from nextscale.runtime.backends.cuda import Device
 from nextscale.runtime.backends.device import host_array
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError, BundleError

@@ -14,10 +14,8 @@ here runs in the primary one, and the thread gets its own back. Both packages ar
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from math import prod
@@ -25,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from nextscale.plan.errors import InputError
+from nextscale.runtime.backends.blocks import Block, Pointer
 from nextscale.runtime.backends.checks import checked
 from nextscale.runtime.errors import BackendError
 
@@ -70,28 +69,6 @@ def open_device(ordinal: int = 0) -> Device:
         device.name = str(checked("look at the GPU", lambda: seen.name))
         device.sm = "sm" + str(checked("look at the GPU", lambda: seen.arch))
     return device
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """What CUDA knows of an address. ``memory``: device, managed, host (pinned) or unknown (the host's own)."""
-
-    memory: str
-    ordinal: int
-    foreign: bool  # allocated in another context than the device's primary one
-
-
-class Block:
-    """Memory that is taken once: ``address`` and ``size`` in bytes. Given back by :meth:`free`, or when forgotten."""
-
-    def __init__(self, address: int, size: int, release: Callable[[int], None]) -> None:
-        self.address, self.size = address, size
-        self._free = weakref.finalize(self, release, address)
-        self._free.atexit = False  # the driver frees what a process leaves
-
-    def free(self) -> None:
-        """Give it back; again is nothing."""
-        self._free()
 
 
 class Device:
@@ -235,6 +212,17 @@ class Stream:
         with self.device.current():
             config = checked("set a launch", core.LaunchConfig, grid=grid, block=block)
             checked("launch a kernel", core.launch, self._stream, config, kernel, *arguments)
+
+    def mark(self) -> Any:
+        """A point in this order of work, for :meth:`seconds`."""
+        with self.device.current():
+            return checked("record an event", self._stream.record, options={"timing_enabled": True})
+
+    def seconds(self, first: Any, last: Any) -> float:
+        """What the device spent between two marks; waits for them."""
+        with self.device.current():
+            checked("wait for an event", last.sync)
+            return float(checked("compare events", lambda: last - first)) * 1e-3
 
     def wait(self) -> None:
         """Return when all that was asked for is done. Raises where some of it failed."""

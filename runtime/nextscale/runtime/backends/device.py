@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.runtime.backends.cuda import Block, Device
+from nextscale.runtime.backends.blocks import Block
+from nextscale.runtime.backends.cuda import Device
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import ITEM_SIZES
 
