@@ -20,25 +20,18 @@ from typing import Any
 import numpy as np
 from support.host_kernels import KERNELS
 
-from nextscale.runtime.backends.blocks import Pointer
+from nextscale.runtime.backends.blocks import Block, Pointer
 from nextscale.runtime.backends.cuda import Captured
 
 Operation = Callable[[], None]
 Record = tuple[Any, ...]
 
 
-class HostBlock:
-    """Memory with an address, as :class:`nextscale.runtime.backends.blocks.Block`."""
+class Store:
+    """The bytes behind a block."""
 
-    def __init__(self, device: HostDevice, kind: str, size: int) -> None:
-        raw = np.full(max(size, 1) + 256, 0xAB, np.uint8)  # never zero by luck
-        self.raw = raw[-raw.ctypes.data % 256 :]
-        self.address, self.size, self._device, self.kind = int(self.raw.ctypes.data), size, device, kind
-
-    def free(self) -> None:
-        """Give it back; whoever names it afterwards is caught."""
-        if self._device.blocks.pop(self.address, None) is not None:
-            self._device.log.append(("free", self.kind, self.size))
+    def __init__(self, kind: str, raw: np.ndarray[Any, Any]) -> None:
+        self.kind, self.raw, self.address, self.size = kind, raw, int(raw.ctypes.data), raw.nbytes
 
 
 class HostDevice:
@@ -47,7 +40,7 @@ class HostDevice:
     def __init__(self, total: int = 2**30, sm: str = "sm86", ordinal: int = 0) -> None:
         self.ordinal, self.name, self.sm, self.driver, self.total = ordinal, "Host double", sm, "13.0", total
         self.log: list[Record] = []
-        self.blocks: dict[int, HostBlock] = {}
+        self.blocks: dict[int, Store] = {}
         self.streams: dict[int, HostStream] = {}
         self.pointers: dict[int, Pointer] = {}  # what a test says of addresses of its own
         self.depth = 0
@@ -66,10 +59,10 @@ class HostDevice:
         used = sum(block.size for block in self.blocks.values() if block.kind == "device")
         return self.total - used, self.total
 
-    def allocate(self, size: int) -> HostBlock:
+    def allocate(self, size: int) -> Block:
         return self._take("device", size)
 
-    def pin(self, size: int) -> HostBlock:
+    def pin(self, size: int) -> Block:
         return self._take("pinned", size)
 
     def stream(self) -> HostStream:
@@ -89,16 +82,14 @@ class HostDevice:
             return self.pointers.get(address, Pointer("unknown", -1, False))
         return Pointer("device" if found.kind == "device" else "host", self.ordinal, False)
 
-    def block(self, address: int, size: int) -> HostBlock | None:
+    def block(self, address: int, size: int) -> Store | None:
         """The living block that holds those bytes."""
         found = (b for b in self.blocks.values() if b.address <= address and address + size <= b.address + b.size)
         return next(found, None)
 
     def lend(self, array: np.ndarray[Any, Any]) -> None:
         """Let an array of a test's be memory of this device, as a caller's own would be."""
-        block = HostBlock(self, "device", 0)
-        block.raw, block.address, block.size = array, int(array.ctypes.data), array.nbytes
-        self.blocks[block.address] = block
+        self.blocks[int(array.ctypes.data)] = Store("device", array)
 
     def check(self, kind: str, address: int, size: int) -> None:
         """Catch an address that is not in one living block of that kind."""
@@ -110,11 +101,17 @@ class HostDevice:
         """The records of those kinds."""
         return [record for record in self.log if record[0] in kinds]
 
-    def _take(self, kind: str, size: int) -> HostBlock:
+    def _take(self, kind: str, size: int) -> Block:
         self.log.append(("allocate" if kind == "device" else "pin", size))
-        block = HostBlock(self, kind, size)
-        self.blocks[block.address] = block
-        return block
+        raw = np.full(size + 512, 0xAB, np.uint8)  # never zero by luck
+        start = -raw.ctypes.data % 256
+        store = Store(kind, raw[start : start + size])
+        self.blocks[store.address] = store
+        return Block(store.address, size, self._free)
+
+    def _free(self, address: int) -> None:
+        store = self.blocks.pop(address)
+        self.log.append(("free", store.kind, store.size))
 
 
 class HostStream:

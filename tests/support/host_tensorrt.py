@@ -14,8 +14,12 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
+from support import bundles
 from support.host_cuda import HostDevice
 
+from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.methods.fastvar import FastVAR
+from nextscale.plan.types import Model, Plan, Sampling
 from nextscale.runtime.backends.onnxruntime import TYPES
 from nextscale.runtime.backends.tensorrt.library import Library
 from nextscale.runtime.backends.tensorrt.lift import lift_weights
@@ -255,3 +259,12 @@ def write_target(
         engines.append(Engine(graph.name, path.name, sha256, hash_file(path), path.stat().st_size, 0.1, 3, 0, None))
     (folder / FILE_NAME).write_text(dumps(make_target(Settings(**settings), bundle.manifest.name, tuple(engines), {})))
     return folder
+
+
+def aligned_plan() -> Plan:
+    """The tiny plan, wide enough that a tape's row is the 256 bytes that TensorRT's addresses are multiples of."""
+    model = Model("var", 2, 32, 2, 16, 128, 11, 4, classes=3)
+    defaults = (("guidance_scale", 1.5), ("top_p", 0.9), ("temperature", 1.0))
+    sampling = Sampling(0, smooth=True)
+    plan = next_scale_plan("tiny", model, bundles.TOKENIZER, bundles.SCHEDULE, sampling, defaults=defaults)
+    return FastVAR({-1: 0.5}, cache_scale=2)(plan)

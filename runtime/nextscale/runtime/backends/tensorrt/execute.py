@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,12 +52,13 @@ class TensorRT(Backend):
     def __init__(
         self,
         device: str = "cuda",
-        targets: Path | None = None,
+        targets: str | os.PathLike[str] | None = None,
         verify: str = "full",
         open_device: Callable[[int], cuda.Device] = cuda.open_device,
         load_library: Callable[[str], libraries.Library] = libraries.load,
     ) -> None:
-        self.device, self.targets, self.verify = device, targets, verify
+        self.device, self.verify = device, verify
+        self.targets = None if targets is None else Path(targets)
         self.library = load_library(self.name)
         self.gpu = open_device(ordinal_of(device, self.name))
 
@@ -186,10 +188,10 @@ class Engines(Resident):
                     call.graph,
                 )
                 return InOrder(calls)
-        made = record(stream, fresh)
         for call in fresh:
             if isinstance(call, EngineCall):
-                call.captured = True
+                call.captured = True  # from here on, also where the capture fails
+        made = record(stream, fresh)
         self._makers.keep()
         return made
 
