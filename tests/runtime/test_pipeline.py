@@ -247,3 +247,14 @@ def test_neither_torch_nor_onnx_nor_the_exporter_is_imported(bundle: Path) -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_targets_are_for_those_who_run_them(bundle: Path) -> None:
+    with pytest.raises(InputError, match="targets are what TensorRT runs"):
+        Pipeline.open(bundle, targets="elsewhere")
+    with pytest.raises(InputError, match="targets belong to the backend"):
+        Pipeline.open(bundle, OnnxRuntime(), targets="elsewhere")
+    with pytest.raises(InputError, match="targets is the path of a folder; found 3"):
+        Pipeline.open(bundle, targets=3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="threads are of a pass on the CPU"):
+        Pipeline.open(bundle, "tensorrt-rtx", threads=2)

@@ -37,8 +37,16 @@ def generate(
         float | None, typer.Option(help="Share of the probability sampled from, up to 1.", show_default=DEFAULT)
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Above 0.", show_default=DEFAULT)] = None,
-    backend: Annotated[str, typer.Option(help="What executes the graphs.")] = "onnxruntime",
-    device: Annotated[str, typer.Option(help="Where.")] = "cpu",
+    backend: Annotated[
+        str, typer.Option(help="What executes the graphs: onnxruntime, tensorrt or tensorrt-rtx.")
+    ] = "onnxruntime",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="cpu for onnxruntime, else cuda")
+    ] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where `build -o` put the engines.", show_default="beside the bundle"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads.", show_default="one per core")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds.", show_default="none")] = None,
     json: Json = False,
@@ -58,7 +66,8 @@ def generate(
 
     asked = split_labels(labels)
     check_writable(out)
-    with Pipeline.open(bundle, backend=backend, device=device, threads=threads) as pipeline, Progress() as progress:
+    opened = Pipeline.open(bundle, backend=backend, device=device, threads=threads, targets=targets)
+    with opened as pipeline, Progress() as progress:
         names = pipeline.manifest.classes or ()
         wanted = [read_label(text, names) for text in asked]
         total = _steps(pipeline, len(wanted))
@@ -76,7 +85,7 @@ def generate(
             top_p=top_p,
             temperature=temperature,
             timeout=timeout,
-            on_step=on_step,
+            on_step=None if pipeline.backend.replays else on_step,  # a device is done before a bar is drawn
         )
     paths = result.save(out)
     if json:

@@ -14,7 +14,7 @@ class MemoryReport:
 
     ``fixed`` is held once for all slots: the weights above all. ``slot`` is one slot's buffers, sized for ``images``
     pictures in a pass, and ``scratch`` what its graphs need while they run: the largest one's, once per slot. None:
-    the backend keeps scratch of its own, on top.
+    the backend keeps scratch of its own, on top; ``taken`` is how much of that it was seen to take when it was opened.
     """
 
     fixed: Mapping[str, int]
@@ -22,6 +22,7 @@ class MemoryReport:
     scratch: int | None
     slots: int
     images: int
+    taken: int = 0
 
     @property
     def weights(self) -> int:
@@ -30,13 +31,14 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """Everything that is known: what is held once, and all slots' buffers and scratch."""
-        return sum(self.fixed.values()) + self.slots * (sum(self.slot.values()) + (self.scratch or 0))
+        """Everything that is known: what is held once, all slots' buffers and scratch, and what was seen to go."""
+        return sum(self.fixed.values()) + self.slots * (sum(self.slot.values()) + (self.scratch or 0)) + self.taken
 
     def __str__(self) -> str:
         parts = [f"{cause} (one copy) {_mb(size)}" for cause, size in self.fixed.items()]
         parts += [f"{cause} {_mb(size)}" for cause, size in self.slot.items()]
-        parts.append("scratch of the backend's own" if self.scratch is None else f"scratch {_mb(self.scratch)}")
+        own = f"scratch of the backend's own {_mb(self.taken)}" if self.taken else "scratch of the backend's own"
+        parts.append(own if self.scratch is None else f"scratch {_mb(self.scratch)}")
         return f"{', '.join(parts)}; {self.slots} slot(s) of {self.images} pictures, total {_mb(self.total)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -57,6 +58,7 @@ class Pipeline:
         except BaseException:
             loaded.close()
             raise
+        self.memory = dataclasses.replace(self.memory, taken=loaded.taken)
         self._slots = SlotPool(made, wait, loaded.close)
 
     @classmethod
@@ -71,10 +73,13 @@ class Pipeline:
         expect_sha256: str | None = None,
         threads: int | None = None,
         wait: float = 60.0,
+        targets: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Open a bundle read-only, check it, and load its graphs.
 
-        ``backend`` is a name, or a backend made by the caller, which then brings its own device and threads.
+        ``backend`` is a name (``onnxruntime`` on the device ``cpu`` or ``cuda``, ``tensorrt``, ``tensorrt-rtx``), or a
+        backend made by the caller, which then brings its own device, threads and targets. ``targets`` is where
+        ``nextscale build -o`` put the engines, None beside the bundle.
         ``slots`` calls run at the same time; one that finds none free stands in a queue, at most ``wait`` seconds.
         ``batch_sizes`` are the sizes (1 to 1024) that passes may have (None: what the backend prefers): a request is
         cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file)
@@ -86,10 +91,10 @@ class Pipeline:
             raise InputError(f"slots is a whole number from 1 to {MOST_SLOTS}; found {slots!r}")
         sizes = None if batch_sizes is None else check_batch_sizes(batch_sizes)
         check_seconds("wait", wait)
-        if isinstance(backend, Backend) and (device is not None or threads is not None):
-            raise InputError("device and threads belong to the backend that was given: set them there")
+        if isinstance(backend, Backend) and any(v is not None for v in (device, threads, targets)):
+            raise InputError("device, threads and targets belong to the backend that was given: set them there")
         bundle = open_bundle(path, verify, expect_sha256)
-        engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads)
+        engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads, targets)
         if bundle.manifest.precision not in engine.precisions:
             raise InputError(
                 f"{bundle.folder} is a bundle in {bundle.manifest.precision}, which {engine.name} does not run on "

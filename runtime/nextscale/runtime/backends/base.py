@@ -89,12 +89,14 @@ class Loaded(ABC):
 
     ``batch_sizes`` are those that passes may have. ``fixed`` are bytes by cause that are held once, whatever the slots:
     weights, engines. ``scratch`` is what one slot's graphs need on top of its buffers while they run, the largest's;
-    None where the backend's own allocator keeps it. All are known before a slot is allocated.
+    None where the backend's own allocator keeps it. All are known before a slot is allocated; ``taken`` are the bytes
+    that such an allocator was seen to take, once graphs are prepared.
     """
 
     batch_sizes: tuple[int, ...]
     fixed: Mapping[str, int]
     scratch: int | None = None
+    taken: int = 0
 
     @abstractmethod
     def allocate(self, size: int, visible: int) -> Memory:
