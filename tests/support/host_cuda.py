@@ -159,6 +159,9 @@ class HostStream:
         while self._asked:
             self._asked.pop(0)()
 
+    def abandon_capture(self) -> None:
+        self.device.log.append(("abandon",))
+
     @contextmanager
     def capture(self) -> Iterator[Captured]:
         assert self.recording is None, "a capture is open already"

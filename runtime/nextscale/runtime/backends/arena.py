@@ -87,9 +87,10 @@ def read_header(path: Path) -> dict[str, Stored]:
 
 
 def _stored(path: Path, entry: Mapping[str, Any], data: int, whole: int) -> Stored:
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(int(d) for d in entry["shape"])
-    start, end = (int(place) for place in entry["data_offsets"])
-    if not 0 <= start <= end <= whole - data or end - start != prod(shape) * ITEM_SIZES[dtype]:
+    dtype, shape, (start, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
+        raise ValueError(f"shape {list(shape)} at bytes {start!r} to {end!r}")
+    if not start <= end <= whole - data or end - start != prod(shape) * ITEM_SIZES[dtype]:
         raise ValueError(f"{dtype} {list(shape)} at bytes {start} to {end} of its {whole - data}")
     return Stored(path, dtype, shape, data + start, end - start)
 
