@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,19 @@ class HostDevice:
         assert ptx.startswith(b"//"), "PTX begins with a comment"
         self.log.append(("load", name))
         return lambda function: function
+
+    def look(self, array: Any, stream: HostStream) -> Any:
+        """As cuda-core's StridedMemoryView reads ``__cuda_array_interface__``; strides in items."""
+        self.log.append(("look", stream.handle))
+        told = array.__cuda_array_interface__
+        kind, strides = np.dtype(told["typestr"]), told.get("strides")
+        address, readonly = told["data"]
+        strides = None if strides is None else tuple(stride // kind.itemsize for stride in strides)
+        return SimpleNamespace(ptr=address, shape=told["shape"], strides=strides, dtype=kind, readonly=readonly)
+
+    def strided(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object) -> Any:
+        """What is asked of a view's DLPack, instead of a capsule."""
+        return SimpleNamespace(__dlpack__=lambda **options: (address, shape, dtype, options))
 
     def pointer(self, address: int) -> Pointer:
         found = self.block(address, 1)

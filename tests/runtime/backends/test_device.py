@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_places_do_not_overlap(aligned: Path) -> None:
     stored = read_header(aligned / "weights.safetensors")
     starts, size = place(stored)
     spans = sorted((start, start + stored[name].size) for name, start in starts.items())
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(spans))
     assert spans[-1][1] <= size
 
 
@@ -186,6 +187,8 @@ def entry(**changed: object) -> bytes:
         entry(dtype="F8"),
         entry(shape=[3]),
         entry(shape=[-4]),
+        entry(shape=[-1, -4]),
+        entry(shape=[4.0]),
         entry(shape="4"),
         entry(data_offsets=[0, 20]),
         entry(data_offsets=[8, 24]),
