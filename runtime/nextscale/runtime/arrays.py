@@ -68,7 +68,10 @@ def array_of(
 
 class DeviceArray:
     """An array on a CUDA device that torch, CuPy, Numba and JAX take as it is (``torch.as_tensor``, ``cupy.asarray``,
-    ``from_dlpack``), and pycuda by its address. Nobody needs to wait for it: its work was done when it was given out.
+    ``from_dlpack``), and pycuda by its address.
+
+    Nobody needs to wait for what it holds, which was done when it was given out. Who reads it in a stream waits for
+    that before asking for what writes it next.
     """
 
     def __init__(

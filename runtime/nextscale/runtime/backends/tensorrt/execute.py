@@ -57,10 +57,10 @@ class TensorRT(Backend):
         open_device: Callable[[int], cuda.Device] = cuda.open_device,
         load_library: Callable[[str], libraries.Library] = libraries.load,
     ) -> None:
-        self.device, self.verify = device, verify
+        self.device, self.verify, ordinal = device, verify, ordinal_of(device, self.name)
         self.targets = None if targets is None else Path(targets)
         self.library = load_library(self.name)
-        self.gpu = open_device(ordinal_of(device, self.name))
+        self.gpu = open_device(ordinal)
 
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Engines:
         """Find the target for this GPU, check it, and load its engines and the weights."""
