@@ -70,7 +70,7 @@ def common(
 
 for command in (recipes, plan, draw, export, weights, inspect, build, generate):
     app.command()(command)
-for name in ("compare", "debug", "demo"):
+for name in ("compare", "debug", "demo", "gpu_check"):
     if find_spec(f"nextscale.cli.{name}"):
-        app.command(name)(getattr(import_module(f"nextscale.cli.{name}"), name))
+        app.command(name.replace("_", "-"))(getattr(import_module(f"nextscale.cli.{name}"), name))
 app.command()(doctor)

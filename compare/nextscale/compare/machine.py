@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("nextscale", "torch", "onnxruntime", "onnxruntime-gpu", "numpy")
+GPU_PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "cuda-core")
+PACKAGES = ("nextscale", "torch", "triton", "onnxruntime", "onnxruntime-gpu", "numpy", *GPU_PACKAGES)
 LOOK = 0.5  # seconds
 
 
@@ -68,6 +71,16 @@ def this_machine(other_work: OtherWork | None = None) -> Machine:
         busy=other_work.cores(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def driver_version() -> str | None:
+    """NVIDIA's driver, as its own tool says; None where that is not there."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    asked = subprocess.run(query, capture_output=True, text=True, check=False)
+    return next(iter(asked.stdout.split()), None) if asked.returncode == 0 else None
 
 
 def _ticks() -> list[int] | None:

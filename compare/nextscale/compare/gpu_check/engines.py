@@ -1,0 +1,52 @@
+"""Engines of TensorRT on this GPU: built, and what the other choices in a build cost and save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nextscale.compare.gpu_check.findings import Figures, NotRun
+from nextscale.compare.gpu_check.subjects import Way
+from nextscale.plan.errors import InputError
+from nextscale.runtime.backends import Backend
+from nextscale.runtime.backends.tensorrt.build import build_target
+from nextscale.runtime.backends.tensorrt.library import load
+from nextscale.runtime.backends.tensorrt.wishes import Wishes, choose_targets, settings_for, this_gpu
+from nextscale.runtime.bundle import Bundle
+
+# The others beside the usual one: weights as inputs, and the plugin where the flavour takes one.
+USUAL = Wishes()
+VARIANTS = {"weights embedded": Wishes(weights="embedded"), "restore by function": Wishes(restore="function")}
+
+
+def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes) -> Figures:
+    """Engines for this GPU. Raises :class:`NotRun` where the flavour does not build for it."""
+    library = load(flavor)
+    try:
+        (target,) = choose_targets(library, (this_gpu().sm,))
+        settings = settings_for(bundle, library, target, wishes)
+    except InputError as error:
+        raise NotRun(str(error)) from error
+    report = build_target(bundle, settings, place, lambda stage, done, total, what: None)
+    engines = report.target.engines
+    return {
+        "target": target,
+        "library": library.version,
+        "seconds": report.seconds,
+        "bytes": sum(engine.size for engine in engines),
+        "engines": len(engines),
+        "plugin_layers": sum(engine.plugin_layers for engine in engines),
+        "weights": settings.weights,
+        "restore": settings.restore,
+    }
+
+
+def varied(way: Way, variant: str, place: Path) -> Way:
+    """The same backend on targets that lie elsewhere."""
+
+    def make() -> Backend:
+        from nextscale.runtime.backends.tensorrt.execute import TensorRT, TensorRTRTX
+
+        kind = {"tensorrt": TensorRT, "tensorrt-rtx": TensorRTRTX}[way.backend]
+        return kind(way.device, place)
+
+    return Way(way.backend, way.device, make, variant)

@@ -1,0 +1,57 @@
+"""Findings and the budget, without anything that takes time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextscale.compare.gpu_check.findings import FAILED, NOT_RUN, PASSED, Failed, Figures, Notes, NotRun
+from nextscale.compare.gpu_check.pictures import covered
+from nextscale.plan.errors import EnvironmentProblem
+
+
+def raising(error: Exception) -> Figures:
+    raise error
+
+
+def test_answers_become_findings() -> None:
+    notes = Notes(60)
+    assert notes.ask("a", {"x": "y"}, lambda: {"seconds": 1.0})
+    assert not notes.ask("b", {}, lambda: raising(NotRun("no card")))
+    assert not notes.ask("c", {}, lambda: raising(Failed("too large", {"error": 2.0})))
+    assert not notes.ask("d", {}, lambda: raising(EnvironmentProblem("broken")))
+    notes.not_run("e", {}, "no reason")
+    assert [(f.section, f.state, f.reason) for f in notes.found] == [
+        ("a", PASSED, None),
+        ("b", NOT_RUN, "no card"),
+        ("c", FAILED, "too large"),
+        ("d", FAILED, "broken"),
+        ("e", NOT_RUN, "no reason"),
+    ]
+    assert notes.found[0].data == {"seconds": 1.0}
+    assert notes.found[0].subject == {"x": "y"}
+    assert notes.found[2].data == {"error": 2.0}
+
+
+def test_our_own_mistakes_go_on() -> None:
+    with pytest.raises(ZeroDivisionError):
+        Notes(60).ask("a", {}, lambda: raising(ZeroDivisionError()))
+
+
+def test_what_does_not_fit_is_not_begun() -> None:
+    notes = Notes(10)
+    assert not notes.ask("slow", {}, lambda: raising(AssertionError()), expected=11)
+    assert notes.found[0].state == NOT_RUN
+    assert "it takes about 11 s" in str(notes.found[0].reason)
+    assert notes.ask("slow", {}, dict, expected=1)
+    assert notes.ask("slow", {}, dict, expected=11), "what it really takes counts from then on"
+    notes._longest["slow"] = 12
+    assert not notes.ask("slow", {}, lambda: raising(AssertionError()), expected=1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=12))
+def test_overlapping_work_counts_once(found: list[tuple[int, int]]) -> None:
+    spans = [(float(start), float(start + length)) for start, length in found]
+    ticks = {tick for start, length in found for tick in range(start, start + length)}
+    assert covered(spans) == len(ticks)
