@@ -18,7 +18,7 @@ from nextscale.runtime.backends.tensorrt.library import Library, log
 from nextscale.runtime.backends.tensorrt.lift import external_weights, lift_weights, read_graph
 from nextscale.runtime.backends.tensorrt.progress import Tell, make_monitor
 from nextscale.runtime.errors import BackendError
-from nextscale.runtime.manifest import Graph
+from nextscale.runtime.manifest import Graph, Tensor
 from nextscale.runtime.targets.manifest import Settings
 
 # TensorRT's name of a manifest's dtype; where it has none, its parser refuses the graph.
@@ -114,23 +114,31 @@ def _configured(library: Library, settings: Settings, job: Job, builder: Any, ne
 
 
 def _check_parsed(job: Job, parser: Any, network: Any, parsed: bool, weights: list[str]) -> None:
-    """A parser may return success for garbage: require layers, and the manifest's names and types."""
+    """A parser may return success for garbage: require layers, and the manifest's names, types and lengths."""
     if parser.num_errors or not parsed:
         reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
         raise BackendError(f"the parser refuses {Path(job.source).name}: {reason.strip().splitlines()[0][:300]}")
-    inputs = {t.name: t.dtype for t in map(network.get_input, range(network.num_inputs))}
-    outputs = {t.name: t.dtype for t in map(network.get_output, range(network.num_outputs))}
-    wanted_inputs = {tensor.name: DTYPES[tensor.dtype] for tensor in job.graph.inputs}
-    wanted_outputs = {tensor.name: DTYPES[tensor.dtype] for tensor in job.graph.outputs}
-    found = {name: dtype.name for name, dtype in inputs.items() if name not in weights}
-    found_outputs = {name: dtype.name for name, dtype in outputs.items()}
-    missing = sorted({*weights} - {*inputs})
-    if not network.num_layers or found != wanted_inputs or found_outputs != wanted_outputs or missing:
-        odd = sorted({*found.items(), *found_outputs.items()} ^ {*wanted_inputs.items(), *wanted_outputs.items()})
+    inputs = {t.name: t for t in map(network.get_input, range(network.num_inputs))}
+    outputs = {t.name: t for t in map(network.get_output, range(network.num_outputs))}
+    odd = {*weights} - {*inputs}
+    for wanted, found in ((job.graph.inputs, {*inputs} - {*weights}), (job.graph.outputs, {*outputs})):
+        odd |= {tensor.name for tensor in wanted} ^ found
+    given = [(tensor, inputs.get(tensor.name)) for tensor in job.graph.inputs]
+    given += [(tensor, outputs.get(tensor.name)) for tensor in job.graph.outputs]
+    odd |= {tensor.name for tensor, found in given if found is not None and not _alike(tensor, found)}
+    if odd or not network.num_layers:
         raise BackendError(
             f"{Path(job.source).name} was parsed to {network.num_layers} layers that are not the manifest's graph: "
-            f"{', '.join([name for name, _ in odd] + missing)[:200] or 'no layers'}"
+            f"{', '.join(sorted(odd))[:200] or 'no layers'}"
         )
+
+
+def _alike(tensor: Tensor, found: Any) -> bool:
+    """The same type, and no axis of another length; what is symbolic in the manifest may be known to the parser."""
+    shape = tuple(found.shape)  # -1 is not known yet
+    fixed = zip(tensor.shape, shape, strict=False)
+    lengths = all(isinstance(d, str) or n in (d, -1) for d, n in fixed)
+    return bool(found.dtype.name == DTYPES[tensor.dtype] and len(shape) == len(tensor.shape) and lengths)
 
 
 def _check_plugins(job: Job, found: int, wanted: int) -> None:
