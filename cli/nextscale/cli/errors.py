@@ -92,7 +92,7 @@ def explained(error: BaseException) -> tuple[int, str]:
         case OSError():
             return ENVIRONMENT, f"{error.filename or 'the system'}: {error.strerror or _line(error)}"
     if hasattr(error, "format_message"):  # the parser's own: typer carries its parser under names that change
-        message, context = error.format_message().rstrip("."), getattr(error, "ctx", None)
+        message, context = " ".join(error.format_message().split()).rstrip("."), getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if message and context is not None else ""
         return REFUSED, f"{message}{hint}"
     advice = "run it again as `nextscale --debug ...` and report what it prints"
