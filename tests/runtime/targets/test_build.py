@@ -24,7 +24,7 @@ GRAPHS = ("begin", "step_00", "step_01", "step_02", "step_03", "decode")
 def test_a_target_has_an_engine_for_every_graph_and_no_weights(built: Path, bundle: Path) -> None:
     opened = open_target(built, open_bundle(bundle))
     assert {path.name for path in built.iterdir()} == {FILE_NAME, *(f"{graph}.engine" for graph in GRAPHS)}
-    assert opened.target.options == {"optimization_level": "3", "tf32": "off"}
+    assert opened.target.options == {"optimization_level": "3", "tf32": "off", "user_allocation": "required"}
     weights = (bundle / "weights.safetensors").read_bytes()[-64:]  # the last 16 numbers of a weight
     assert not any(weights in content for content in contents(built).values())
     assert [path.name for path in built.parent.iterdir()] == [built.name]  # no lock, nothing hidden

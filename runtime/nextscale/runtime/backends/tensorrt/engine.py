@@ -98,6 +98,8 @@ def _configured(library: Library, settings: Settings, job: Job, builder: Any, ne
     trt, config = library.trt, builder.create_builder_config()
     config.builder_optimization_level = int(settings.options["optimization_level"])
     (config.set_flag if settings.options["tf32"] == "on" else config.clear_flag)(trt.BuilderFlag.TF32)
+    if settings.options.get("user_allocation") == "required":
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     library.set_target(config, settings.target)
     if job.timing_cache:
         path = Path(job.timing_cache)

@@ -97,7 +97,7 @@ def settings_for(bundle: Bundle, library: Library, target: str, wishes: Wishes) 
         plugin=None,
         kernel_sha256=None,
         weights_sha256=bundle.manifest.files[WEIGHTS_FILE].sha256 if wishes.weights == "embedded" else None,
-        options={"optimization_level": str(wishes.optimization_level), "tf32": "on" if wishes.tf32 else "off"},
+        options=_options(library, wishes),
     )
     return _with_plugin(settings) if restore == "plugin" else settings
 
@@ -110,6 +110,14 @@ def embedded_sizes(bundle: Bundle) -> dict[str, int]:
         lengths = ({e.key: e.value for e in weight.external_data}["length"] for weight in weights)
         sizes[graph.name] = sum(map(int, lengths))
     return sizes
+
+
+def _options(library: Library, wishes: Wishes) -> dict[str, str]:
+    """What the builder is told beside target and profiles."""
+    options = {"optimization_level": str(wishes.optimization_level), "tf32": "on" if wishes.tf32 else "off"}
+    if hasattr(library.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        options["user_allocation"] = "required"  # an engine that allocates by itself cannot be captured in a CUDA graph
+    return options
 
 
 def _with_plugin(settings: Settings) -> Settings:
