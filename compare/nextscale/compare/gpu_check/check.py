@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from nextscale.runtime.backends.cuda import Device, open_device
 from nextscale.runtime.bundle import Bundle
 
 SCHEMA_VERSION = 1
+RTX = "tensorrt-rtx"
 Progress = Callable[[str, int, int, str], None]
 
 
@@ -67,7 +68,7 @@ def run_check(files: tuple[Path, Path], options: Options, progress: Progress) ->
     options.check()
     others = OtherWork()
     with TemporaryDirectory(prefix="nextscale-gpu-check-") as folder:
-        run = _Run(load_checkpoint(*files), options, Path(folder), progress)
+        run = _Run(files, options, Path(folder), progress)
         run.all()
         notes = run.notes
     return Check(options, this_machine(others), run.gpu_facts(), notes.spent, tuple(notes.found))
@@ -75,7 +76,7 @@ def run_check(files: tuple[Path, Path], options: Options, progress: Progress) ->
 
 @dataclass
 class _Run:
-    checkpoint: Checkpoint
+    files: tuple[Path, Path]
     options: Options
     folder: Path
     progress: Progress
@@ -93,10 +94,6 @@ class _Run:
         self.ways, self.lacking = ways(asked, self.device is not None, self.threads)
 
     @property
-    def precisions(self) -> Sequence[str]:
-        return ("fp32",) if self.options.quick else PRECISIONS
-
-    @property
     def torch_device(self) -> str:
         return "cuda" if self.device is not None and lacking_cuda() is None else "cpu"
 
@@ -109,33 +106,37 @@ class _Run:
     def all(self) -> None:
         """Section by section, the most telling ones first."""
         torch.set_num_threads(self.threads)
-        self._export()
+        self.checkpoint = on_device(load_checkpoint(*self.files), self.torch_device)
         for name, reason in self.lacking.items():
             self.notes.not_run("backend", {"backend": name}, reason)
-        on_device(self.checkpoint, self.torch_device)
-        for bundle in self.bundles:
-            self._bundle(bundle)
+        exported, traced = load_checkpoint(*self.files), dict[Any, Any]()
+        for precision in ("fp32",) if self.options.quick else PRECISIONS:
+            for bundle in self._export(exported, precision, traced):
+                self.bundles.append(bundle)
+                self._bundle(bundle)
         self._kernel()
+        self._elsewhere()
         for bundle in self.bundles:
             self._variants(bundle)
         for bundle in self.bundles:
             self._compiled(bundle)
 
-    def _export(self) -> None:
-        wanted = [(name, precision) for precision in self.precisions for name in RECIPES]
-        traced: dict[Any, Any] = {}
-        for done, (name, precision) in enumerate(wanted):
-            self.progress("export", done, len(wanted), f"{name} {precision}")
+    def _export(self, checkpoint: Checkpoint, precision: str, traced: dict[Any, Any]) -> list[Bundle]:
+        """The demo in full and with FastVAR, verified."""
+        made: list[Bundle] = []
+        for done, name in enumerate(RECIPES):
+            self.progress("export", done, len(RECIPES), f"{name} {precision}")
 
-            def answer(name: str = name, precision: str = precision) -> Figures:
-                bundle = export(self.checkpoint, name, precision, self.folder, traced)
-                self.bundles.append(bundle)
+            def answer(name: str = name) -> Figures:
+                bundle = export(checkpoint, name, precision, self.folder, traced)
+                made.append(bundle)
                 checks = bundle.manifest.verified
                 worst = max((v.max_error for v in checks if v.max_error is not None), default=None)
                 how = sorted({v.how for v in checks})
                 return {"graphs": len(bundle.manifest.graphs), "how": how, "largest_difference": worst}
 
             self.notes.ask("export", {"recipe": name, "precision": precision}, answer, 30.0)
+        return made
 
     def _bundle(self, bundle: Bundle) -> None:
         """One bundle, eager and on every backend."""
@@ -201,6 +202,21 @@ class _Run:
                     again = pictures.make_reference(self.checkpoint, manifest.plan, manifest.precision, asks[:1])
                     self._way(other, bundle, again)
 
+    def _elsewhere(self) -> None:
+        """Without a GPU, engines of one bundle in every precision for GPUs that are elsewhere."""
+        if self.device is not None or RTX not in self.lacking:
+            return
+        for bundle in (b for b in self.bundles if b.manifest.recipe.name == RECIPES[-1]):
+            for sm in engines.ELSEWHERE:
+                subject = {"backend": RTX, **_subject(bundle), "target": sm}
+                if self.options.quick:
+                    self.notes.not_run("build", subject, "not part of a quick check")
+                    continue
+                self.progress("build", 0, 1, f"{bundle.folder.name} for {sm}")
+                place = bundle.folder.with_name(f"{bundle.folder.name}.targets")
+                work = partial(engines.build, RTX, bundle, place, engines.USUAL, sm)
+                self.notes.ask("build", subject, work, 60.0)
+
     def _kernel(self) -> None:
         if self.device is None:
             self.notes.not_run("kernel", {}, self.no_gpu)
@@ -210,7 +226,7 @@ class _Run:
     def _compiled(self, bundle: Bundle) -> None:
         """``torch.compile``: minutes of compiling, so last, and in one precision."""
         manifest, subject = bundle.manifest, _subject(bundle)
-        if manifest.precision != self.precisions[0]:
+        if manifest.precision != ("fp16" if self.torch_device == "cuda" and not self.options.quick else "fp32"):
             return
         subject = {"backend": COMPILE, "device": self.torch_device, **subject}
         if self.options.quick:

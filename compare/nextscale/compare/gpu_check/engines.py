@@ -12,19 +12,21 @@ from nextscale.runtime.backends.tensorrt.build import build_target
 from nextscale.runtime.backends.tensorrt.library import load
 from nextscale.runtime.backends.tensorrt.wishes import Wishes, choose_targets, settings_for, this_gpu
 from nextscale.runtime.bundle import Bundle
+from nextscale.runtime.errors import BackendError
 
 # The others beside the usual one: weights as inputs, and the plugin where the flavour takes one.
 USUAL = Wishes()
+ELSEWHERE = ("sm86", "sm89", "sm120")  # what TensorRT-RTX builds for without a GPU, of cards that people have
 VARIANTS = {"weights embedded": Wishes(weights="embedded"), "restore by function": Wishes(restore="function")}
 
 
-def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes) -> Figures:
-    """Engines for this GPU. Raises :class:`NotRun` where the flavour does not build for it."""
-    library = load(flavor)
+def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes, sm: str | None = None) -> Figures:
+    """Engines for ``sm``, or for this GPU. Raises :class:`NotRun` where the flavour is not here, or not for that."""
     try:
-        (target,) = choose_targets(library, (this_gpu().sm,))
+        library = load(flavor)
+        (target,) = choose_targets(library, (sm or this_gpu().sm,))
         settings = settings_for(bundle, library, target, wishes)
-    except InputError as error:
+    except (InputError, BackendError) as error:
         raise NotRun(str(error)) from error
     report = build_target(bundle, settings, place, lambda stage, done, total, what: None)
     engines = report.target.engines

@@ -17,7 +17,7 @@ from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.manifest import Recipe
 
 RECIPES = ("demo", "demo-fastvar")
-PRECISIONS = ("fp16", "fp32", "bf16")  # the most telling one first, should time run out
+PRECISIONS = ("fp32", "fp16", "bf16")  # those that take longer to export last, should time run out
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def ways(asked: Sequence[str], gpu: bool, threads: int) -> tuple[list[Way], dict
     for name in asked:
         device = "cuda" if gpu else "cpu"
         if name in GPU_ONLY and not gpu:
-            lacking[name] = "there is no GPU; `nextscale build --flavor tensorrt-rtx --target` compiles without one"
+            lacking[name] = "there is no GPU to run it on"
             continue
 
         def make(name: str = name, device: str = device) -> Backend:

@@ -1,0 +1,289 @@
+"""What a GPU makes of drawn VAR models: every backend against eager PyTorch and torch.compile, in one process.
+
+    python benchmarks/bench_gpu.py [--model var-d16 ...] [--precision fp16 bf16] [--batch 1 4 8] [--budget 3600]
+
+Draws VAR-d16 and d30 at 256 px and d36 at 512 px, in full and with FastVAR. Eager PyTorch runs with flash attention,
+torch.compile with CUDA graphs. Beside times: parity under forced tokens, device memory against weights, tapes, caches
+and scratch, and the share of a picture in which the GPU idles. Compiling takes minutes for each model, precision and
+batch, so it comes last, while the budget lasts; what was not run says why. Bundles are not verified when they are
+written: parity is what is asked here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nextscale.compare.columns import BACKENDS, COMPILE, EAGER, GPU_ONLY, lacking_compiler, lacking_cuda
+from nextscale.compare.compiled import CompiledEager
+from nextscale.compare.gpu_check import engines, pictures
+from nextscale.compare.gpu_check.findings import PASSED, Figures, Finding, Notes, NotRun
+from nextscale.compare.gpu_check.subjects import Way, ways
+from nextscale.compare.machine import OtherWork, driver_version, this_machine
+from nextscale.compare.sides import Ask, BundleSide, EagerSide, on_device
+from nextscale.export.bundle import Options, prepared, write_graphs, write_manifest
+from nextscale.export.checkpoint import Checkpoint, load_checkpoint
+from nextscale.export.draw import draw_checkpoint
+from nextscale.export.graphs import Traced
+from nextscale.plan.recipes import plan_for, recipe
+from nextscale.plan.types import Plan
+from nextscale.runtime.backends.tensorrt.wishes import Wishes
+from nextscale.runtime.bundle import Bundle, open_bundle
+from nextscale.runtime.manifest import Recipe
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = ("var-d16", "var-d30", "var-d36")
+MEMORY, IDLE, SPEED_OF_COMPILED = 1.15, 0.03, 0.9  # the bars
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bundle at one batch size."""
+
+    model: str
+    recipe: str
+    precision: str
+    batch: int
+
+    def subject(self, side: str) -> dict[str, str]:
+        """What a finding is of."""
+        parts = {"recipe": self.recipe, "precision": self.precision, "batch": str(self.batch)}
+        return {"model": self.model, **parts, "side": side}
+
+
+def cases(models: Sequence[str], precisions: Sequence[str], batches: Sequence[int]) -> list[Case]:
+    """In the order in which they run: everything of one bundle together."""
+    return [
+        Case(model, name, precision, batch)
+        for model in models
+        for precision in precisions
+        for name in (model, f"{model}-fastvar")
+        for batch in batches
+    ]
+
+
+@dataclass
+class Bench:
+    """A model's checkpoints, on the CPU to export and on the device to run, and where bundles go."""
+
+    files: tuple[Path, Path]
+    folder: Path
+    device: str
+    ways: Sequence[Way]
+    notes: Notes
+    runs: int = 20
+
+    def __post_init__(self) -> None:
+        self.traced: Traced = {}
+        self.bundles: dict[tuple[str, str], Bundle] = {}
+        self.checkpoint = on_device(load_checkpoint(*self.files), self.device)
+
+    def run(self, case: Case) -> None:
+        """Eager PyTorch, then every backend on the same pictures."""
+        try:
+            bundle = self.bundle(case)
+        except NotRun as why:
+            self.notes.not_run("latency", case.subject(EAGER), str(why))
+            return
+        plan, ask = bundle.manifest.plan, ask_of(bundle.manifest.plan, case.batch)
+        made: list[pictures.Reference] = []
+
+        def eager() -> Figures:
+            with flash(self.device):
+                made.append(pictures.make_reference(self.checkpoint, plan, case.precision, [ask]))
+                return pictures.latency(made[0].side, ask, self.runs)
+
+        if self.notes.ask("latency", case.subject(EAGER), eager, 30.0):
+            for way in self.ways:
+                self._backend(way, bundle, case, made[0], ask)
+
+    def compiled(self, case: Case) -> None:
+        """The same through torch.compile."""
+        bundle = self.bundles.get((case.recipe, case.precision))
+        if bundle is None:
+            return
+        if why := lacking_compiler(self.device):
+            self.notes.not_run("latency", case.subject(COMPILE), why)
+            return
+
+        def answer() -> Figures:
+            plan = bundle.manifest.plan
+            with flash(self.device):
+                side = EagerSide(CompiledEager(prepared(self.checkpoint, plan, case.precision)))
+                return pictures.latency(side, ask_of(plan, case.batch), self.runs)
+
+        self.notes.ask("latency", case.subject(COMPILE), answer, 240.0)
+
+    def bundle(self, case: Case) -> Bundle:
+        """Exported once for all batch sizes, and not verified."""
+        key = (case.recipe, case.precision)
+        if key not in self.bundles:
+            self.bundles[key] = write_bundle(
+                load_checkpoint(*self.files), case.recipe, case.precision, self.folder, self.traced
+            )
+        return self.bundles[key]
+
+    def _backend(self, way: Way, bundle: Bundle, case: Case, reference: pictures.Reference, ask: Ask) -> None:
+        subject, place = case.subject(way.name), bundle.folder.with_name(f"{bundle.folder.name}.targets")
+        if way.backend in GPU_ONLY:
+            build = partial(engines.build, way.backend, bundle, place, Wishes((case.batch,)))
+            if not self.notes.ask("build", subject, build, 120.0):
+                return
+        free = _free()
+        opened: list[BundleSide] = []
+
+        def right() -> Figures:
+            opened.append(pictures.open_side(way, bundle, case.batch))
+            return pictures.parity(reference, opened[0])
+
+        self.notes.ask("parity", subject, right, 30.0)
+        for side in opened:
+            self.notes.ask("latency", subject, partial(pictures.latency, side, ask, self.runs), 20.0)
+            taken = None if free is None else free - (_free() or 0)
+            self.notes.ask("memory", subject, partial(pictures.memory, side.pipeline.memory, taken))
+            if way.device == "cuda":
+                self.notes.ask("idle", subject, partial(pictures.idle, partial(side.run, ask)), 10.0)
+            side.pipeline.close()
+
+
+def write_bundle(checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Traced) -> Bundle:
+    """A bundle of a recipe with the checkpoint's own numbers."""
+    chosen, out = recipe(name), folder / f"{name}-{precision}"
+    plan = plan_for(chosen, checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
+    out.mkdir(parents=True)
+    written = write_graphs(checkpoint, plan, precision, out, lambda stage, done, total, what: None, traced)
+    options = Options(plan, Recipe(chosen.name, chosen.version), precision)
+    write_manifest(out, out.name, checkpoint, options, written.weights, ())
+    return open_bundle(out, verify="size")
+
+
+def ask_of(plan: Plan, batch: int) -> Ask:
+    """Different classes, the recipe's settings."""
+    classes, defaults = plan.model().classes, dict(plan.defaults)
+    labels = tuple(i * classes // batch for i in range(batch))
+    return Ask(labels, 0, defaults["guidance_scale"], defaults["top_p"], defaults["temperature"])
+
+
+def flash(device: str) -> Any:
+    """Flash attention or an error, on a GPU."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if device == "cuda" else nullcontext()
+
+
+def _free() -> int | None:
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
+
+
+Row = dict[str, Any]
+
+
+def bars(findings: Sequence[Finding]) -> list[Row]:
+    """What the figures have to show, one row for each case and bar: its value, its limit, whether it is met."""
+    seconds = {_key(f): f.data["median"] for f in findings if f.section == "latency" and f.state == PASSED}
+    rows: list[Row] = []
+    for finding in findings:
+        side, case = finding.subject.get("side", ""), {k: v for k, v in finding.subject.items() if k != "side"}
+        if side in (EAGER, COMPILE):
+            continue
+
+        def row(bar: str, value: float | None, limit: float, least: bool, case: Any = case, side: str = side) -> None:
+            if value is not None:
+                met = value >= limit if least else value <= limit
+                rows.append({"bar": bar, **case, "side": side, "value": value, "limit": limit, "met": met})
+
+        if finding.section == "parity" and finding.state != "not run":
+            row("parity error", finding.data.get("error", float("inf")), finding.data.get("tolerance", 0.0), False)
+        if finding.state != PASSED:
+            continue
+        if finding.section == "memory":
+            row("device memory over the sum of causes", finding.data.get("device_over_sum"), MEMORY, False)
+        if finding.section == "idle" and case["batch"] == "1":
+            row("idle share", finding.data["idle_share"], IDLE, False)
+        if finding.section == "latency":
+            pruned, own = case["recipe"].endswith("-fastvar"), finding.data["median"]
+            full = {**case, "recipe": case["recipe"].removesuffix("-fastvar")}
+            for against, limit in ((EAGER, 1.0), (COMPILE, 1.0 if pruned else SPEED_OF_COMPILED)):
+                other = seconds.get(_key_of({**full, "side": against}))
+                row(f"times as fast as full {against}", None if other is None else other / own, limit, True)
+    return rows
+
+
+def _key(finding: Finding) -> frozenset[tuple[str, str]]:
+    return _key_of(finding.subject)
+
+
+def _key_of(subject: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(subject.items())
+
+
+def report(notes: Notes, gpu: Mapping[str, str], others: OtherWork) -> Row:
+    """Plain data."""
+    found = [asdict(finding) for finding in notes.found]
+    machine = asdict(this_machine(others))
+    return {"gpu": dict(gpu), "machine": machine, "seconds": notes.spent, "findings": found, "bars": bars(notes.found)}
+
+
+def show(row: Row) -> str:
+    """One line of the table of bars."""
+    of = f"{row['recipe']} {row['precision']} x{row['batch']} {row['side']}"
+    return f"{of:48} {row['bar']:40} {row['value']:10.3g} {row['limit']:8.2g} {'met' if row['met'] else 'MISSED'}"
+
+
+def bench_model(
+    model: str, precisions: Sequence[str], batches: Sequence[int], make: Callable[[tuple[Path, Path], Path], Bench]
+) -> None:
+    """Every case of one model, drawn for it and gone after it."""
+    base = recipe(model)
+    with TemporaryDirectory(prefix="bench-gpu-") as name:
+        files = draw_checkpoint(base.model, base.tokenizer, base.schedule, Path(name) / "drawn")
+        bench, wanted = make(files, Path(name)), cases([model], precisions, batches)
+        for case in wanted:
+            print(f"{case.recipe} {case.precision} batch {case.batch}", flush=True)
+            bench.run(case)
+        for case in wanted:
+            bench.compiled(case)
+
+
+def main() -> None:
+    """Measures, prints the bars, writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "fp16", "bf16"), default=["fp16", "bf16"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8])
+    parser.add_argument("--budget", type=float, default=3600.0, metavar="SECONDS")
+    parser.add_argument("--out", type=Path, default=RESULTS / "bench_gpu.json")
+    asked = parser.parse_args()
+    if why := lacking_cuda():
+        print(f"this benchmark measures a GPU: {why}")
+        return
+    from nextscale.runtime.backends.cuda import open_device
+
+    others, notes, device = OtherWork(), Notes(asked.budget), open_device()
+    found, missing = ways(BACKENDS, True, 1)
+    for name, reason in missing.items():
+        notes.not_run("backend", {"side": name}, reason)
+    for model in asked.model:
+        bench_model(
+            model, asked.precision, asked.batch, lambda files, folder: Bench(files, folder, "cuda", found, notes)
+        )
+    gpu = {"name": device.name, "sm": device.sm, "driver": driver_version() or "unknown", "cuda": device.driver}
+    data = report(notes, gpu, others)
+    for row in data["bars"]:
+        print(show(row))
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {asked.out}")
+
+
+if __name__ == "__main__":
+    main()

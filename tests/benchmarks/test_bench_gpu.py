@@ -1,0 +1,108 @@
+"""The GPU benchmark where there is no GPU: its cases, its bars, and one case through on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+REPOSITORY = Path(__file__).parents[2]
+sys.path.append(str(REPOSITORY / "benchmarks"))
+
+import bench_gpu as bench  # noqa: E402
+
+from nextscale.compare.gpu_check.findings import PASSED, Finding, Notes  # noqa: E402
+from nextscale.compare.gpu_check.subjects import Way  # noqa: E402
+from nextscale.runtime.backends import make_backend  # noqa: E402
+
+FULL = bench.Case("var-d16", "var-d16", "fp16", 1)
+PRUNED = bench.Case("var-d16", "var-d16-fastvar", "fp16", 1)
+
+
+def found(section: str, case: bench.Case, side: str, **data: Any) -> Finding:
+    return Finding(section, case.subject(side), PASSED, None, data)
+
+
+def test_cases_keep_a_bundle_s_batches_together() -> None:
+    every = bench.cases(["var-d16", "var-d30"], ["fp16", "bf16"], [1, 4, 8])
+    assert len(every) == len(set(every)) == 2 * 2 * 2 * 3
+    assert [case.batch for case in every[:3]] == [1, 4, 8]
+    assert len({(case.recipe, case.precision) for case in every[:3]}) == 1
+    assert {case.recipe for case in every} == {"var-d16", "var-d16-fastvar", "var-d30", "var-d30-fastvar"}
+
+
+def test_bars_compare_with_the_full_model_of_the_same_case() -> None:
+    rows = bench.bars(
+        [
+            found("latency", FULL, "eager", median=10.0),
+            found("latency", FULL, "torch.compile", median=8.0),
+            found("latency", FULL, "onnxruntime", median=8.5),
+            found("latency", PRUNED, "eager", median=7.0),
+            found("latency", PRUNED, "onnxruntime", median=8.2),
+        ]
+    )
+    told = {(row["recipe"], row["bar"]): (row["value"], row["met"]) for row in rows}
+    assert told == {
+        ("var-d16", "times as fast as full eager"): (pytest.approx(10 / 8.5), True),
+        ("var-d16", "times as fast as full torch.compile"): (pytest.approx(8 / 8.5), True),  # 0.9 is enough
+        ("var-d16-fastvar", "times as fast as full eager"): (pytest.approx(10 / 8.2), True),
+        ("var-d16-fastvar", "times as fast as full torch.compile"): (pytest.approx(8 / 8.2), False),
+    }
+
+
+def test_bars_of_memory_idle_time_and_parity() -> None:
+    four = bench.Case("var-d16", "var-d16", "fp16", 4)
+    rows = bench.bars(
+        [
+            found("memory", FULL, "tensorrt", device_over_sum=1.2),
+            found("idle", FULL, "tensorrt", idle_share=0.02),
+            found("idle", four, "tensorrt", idle_share=0.5),  # the bar is for one picture
+            found("parity", FULL, "tensorrt", error=0.01, tolerance=0.05),
+            Finding("parity", four.subject("tensorrt"), "failed", "too far", {"error": 0.2, "tolerance": 0.05}),
+            Finding("parity", four.subject("onnxruntime"), "not run", "no time"),
+        ]
+    )
+    assert [(row["bar"], row["batch"], row["met"]) for row in rows] == [
+        ("device memory over the sum of causes", "1", False),
+        ("idle share", "1", True),
+        ("parity error", "1", True),
+        ("parity error", "4", False),
+    ]
+    assert "MISSED" in bench.show(rows[0])
+
+
+def test_what_was_not_measured_has_no_bar() -> None:
+    assert bench.bars([found("latency", PRUNED, "onnxruntime", median=1.0)]) == []
+
+
+def test_one_case_goes_through_on_the_cpu(
+    tiny_checkpoint: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "lacking_compiler", lambda device: "not in a test")
+    way, notes = Way("onnxruntime", "cpu", lambda: make_backend("onnxruntime", "cpu", 1)), Notes(600)
+    one = bench.Bench(tiny_checkpoint, tmp_path, "cpu", [way], notes, runs=2)
+    case = bench.Case("demo", "demo", "fp32", 2)
+    one.run(case)
+    one.compiled(case)
+    assert [(f.section, f.subject["side"], f.state) for f in notes.found] == [
+        ("latency", "eager", "passed"),
+        ("parity", "onnxruntime", "passed"),
+        ("latency", "onnxruntime", "passed"),
+        ("memory", "onnxruntime", "passed"),
+        ("latency", "torch.compile", "not run"),
+    ]
+    latency = notes.found[0].data
+    assert (latency["images"], latency["runs"]) == (2, 2)
+    assert {row["bar"] for row in bench.bars(notes.found)} == {"parity error", "times as fast as full eager"}
+    assert one.bundles[("demo", "fp32")].manifest.verified == (), "parity is what is asked"
+    assert one.bundle(case) is one.bundle(bench.Case("demo", "demo", "fp32", 4))
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench, "lacking_cuda", lambda: "there is none")
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py"])
+    bench.main()
+    assert capsys.readouterr().out == "this benchmark measures a GPU: there is none\n"
