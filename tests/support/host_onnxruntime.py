@@ -22,7 +22,7 @@ class HostOnnxRuntime:
     """
 
     def __init__(self, device: HostDevice) -> None:
-        self.device, self.__version__ = device, real.__version__
+        self.device, self.__version__, self.__file__ = device, real.__version__, real.__file__
         self.capi, self.SessionOptions = real.capi, real.SessionOptions
         self.fails: set[str] = set()
         self.uncapturable: set[str] = set()

@@ -154,7 +154,18 @@ def test_the_installed_onnx_runtime_has_what_is_called() -> None:
 
 def test_a_provider_whose_libraries_are_missing(gpu: Any) -> None:
     gpu.onnxruntime.loads = False
-    with pytest.raises(BackendError, match=r"has the CUDAExecutionProvider, and it does not load: CUDA 13 or cuDNN 9"):
+    with pytest.raises(BackendError, match=r"has the CUDAExecutionProvider, and it does not load \(no reason"):
+        gpu.open("onnxruntime")
+
+
+def test_the_library_that_a_provider_misses_is_named(gpu: Any, tmp_path: Path) -> None:
+    """A provider's library that the system's loader refuses, with its reason."""
+    gpu.onnxruntime.loads, gpu.onnxruntime.__file__ = False, str(tmp_path / "__init__.py")
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi/libonnxruntime_providers_cuda.so").write_bytes(b"no library")
+    with pytest.raises(
+        BackendError, match=r"does not load \(.*libonnxruntime_providers_cuda\.so.*\): it needs CUDA 13"
+    ):
         gpu.open("onnxruntime")
 
 

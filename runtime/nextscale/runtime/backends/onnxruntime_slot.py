@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -114,8 +116,8 @@ class SlotSessions:
             ) from error
         if PROVIDER not in session.get_providers():
             raise BackendError(
-                f"ONNX Runtime {ort.__version__} has the {PROVIDER}, and it does not load: CUDA 13 or cuDNN 9 "
-                "is missing or too old; pip install 'nextscale[cuda]' brings both"
+                f"ONNX Runtime {ort.__version__} has the {PROVIDER}, and it does not load ({why_not(ort)}): it needs "
+                "CUDA 13 and cuDNN 9, which pip install 'nextscale[cuda]' brings"
             )
         if not self._cpu_nodes:
             check_nodes(graph.name, session)
@@ -173,6 +175,16 @@ def provider_options(ordinal: int, stream: int, captured: bool) -> dict[str, str
         "cudnn_conv_algo_search": "HEURISTIC",  # the default tries them all, with scratch for each
         "use_tf32": "0",  # precision is in the graph
     }
+
+
+def why_not(ort: ModuleType) -> str:
+    """What the system's loader says of the provider's library: the first that it misses."""
+    for library in Path(ort.__file__ or "").parent.glob("capi/*onnxruntime_providers_cuda.*"):
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            return str(error)
+    return "no reason is known"
 
 
 def check_nodes(graph: str, session: Any) -> None:
