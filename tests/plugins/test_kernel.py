@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from itertools import product
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fence import fenced
-from support.host_kernel import HostKernel
+from support.host_kernel import HostKernel, compiler
 from support.restore_cases import Case, Inputs, between_two_halves, cases, tolerance
 from torch import Tensor
 
@@ -189,3 +190,9 @@ def test_launch_refuses_missing_addresses_and_unknown_dtypes() -> None:
 def test_the_hash_is_the_source_s() -> None:
     assert re.fullmatch(r"[0-9a-f]{64}", kernel.source_hash())
     assert resources.files("nextscale.plugins").joinpath(kernel.FILE).is_file()
+
+
+def test_without_a_compiler_these_tests_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(AssertionError, match="needs a C\\+\\+ compiler: install g\\+\\+ or clang, or set CXX"):
+        compiler()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.host_kernel import compiler
-from support.plugin_shapes import SHAPES
+from support.one_node import SHAPES
 
 from nextscale.plugins import kernel
 from nextscale.plugins.signature import INPUTS

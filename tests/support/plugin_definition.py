@@ -13,16 +13,13 @@ import sys
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import onnx
 import tensorrt_bindings as trt
-from onnx import TensorProto, helper
-from support.plugin_shapes import SHAPES
+from support.one_node import SHAPES, one_node
 
 sys.modules["tensorrt"] = trt  # as the bindings name themselves
 from tensorrt_bindings.plugin._tensor import SymIntExpr  # noqa: E402
 
 from nextscale.plugins import kernel  # noqa: E402
-from nextscale.plugins.onnx_function import attach  # noqa: E402
 from nextscale.plugins.signature import DOMAIN, INPUTS, NAME, PLUGIN_ATTRIBUTES  # noqa: E402
 from nextscale.plugins.tensorrt_plugin import register  # noqa: E402
 from nextscale.runtime.backends.nvrtc import compile_ptx  # noqa: E402
@@ -67,16 +64,7 @@ class Numbers:
 
 def parsed() -> dict[str, Any]:
     """What the parser makes of a model of one node that carries the function too."""
-    types = dict.fromkeys(INPUTS, TensorProto.FLOAT) | {"index": TensorProto.INT32}
-    graph = helper.make_graph(
-        [helper.make_node(NAME, list(INPUTS), ["result"], "restore", domain=DOMAIN, **PLUGIN_ATTRIBUTES)],
-        "one_node",
-        [helper.make_tensor_value_info(name, types[name], SHAPES[name]) for name in INPUTS],
-        [helper.make_tensor_value_info("result", TensorProto.FLOAT, SHAPES["residual"])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    attach(model)
-    onnx.checker.check_model(model)
+    model = one_node(SHAPES)
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
