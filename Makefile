@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.nextscale-ready
 
-.PHONY: demo test lint bench setup
+.PHONY: demo test lint bench bench-gpu setup
 
 demo: $(READY)
 	$(BIN)/nextscale demo
@@ -17,9 +17,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every benchmark is a script that prints its table: benchmarks/bench_*.py
+# Every benchmark is a script that prints its table: benchmarks/bench_*.py. Those that need a GPU say so and stop.
 bench: $(READY)
-	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	set -e; for script in benchmarks/bench_*.py; do \
+	  case $$script in */bench_gpu.py|*/bench_scatter_restore.py) continue;; esac; $(BIN)/python $$script; done
+
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/bench_scatter_restore.py
+	$(BIN)/python benchmarks/bench_gpu.py
 
 setup: $(READY)
 
