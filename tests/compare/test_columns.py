@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from nextscale.compare import columns
 from nextscale.compare.columns import choose
 from nextscale.compare.lineup import make_specs
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
+from nextscale.runtime.backends import Backend, make_backend
+from nextscale.runtime.backends.tensorrt.execute import TensorRT, TensorRTRTX
+from nextscale.runtime.errors import BackendError
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -67,6 +71,30 @@ def test_torch_compile_without_a_compiler_says_which(monkeypatch: pytest.MonkeyP
     with pytest.raises(EnvironmentProblem, match="needs a C\\+\\+ compiler on the CPU: install g"):
         choose(["torch.compile"], "cpu", 1)
     assert any("C++ compiler" in sentence for sentence in choose(["all"], "cpu", 1).left_out)
+
+
+def test_a_tensorrt_without_engines_of_a_bundle_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU host would say; nothing of CUDA is asked."""
+
+    def make(name: str, device: str | None = None, threads: int | None = None) -> Backend:
+        if name == "onnxruntime":
+            return make_backend(name, "cpu", threads)
+        gpu, library = SimpleNamespace(sm="sm86"), SimpleNamespace(version="1")
+        return {"tensorrt": TensorRT, "tensorrt-rtx": TensorRTRTX}[name](
+            open_device=lambda ordinal: gpu,  # type: ignore[arg-type, return-value]
+            load_library=lambda flavor: library,  # type: ignore[arg-type, return-value]
+        )
+
+    monkeypatch.setattr(columns, "make_backend", make)
+    monkeypatch.setattr(columns, "lacking_cuda", lambda: None)
+    path = bundles.write_bundle(tmp_path / "a")
+    found = choose(["all"], None, 1, [path])
+    assert found.device == "cuda"
+    assert found.backends == ("onnxruntime",)
+    (sentence,) = (s for s in found.left_out if s.startswith("tensorrt-rtx is"))
+    assert f"nextscale build {path} --flavor tensorrt-rtx --target sm86" in sentence
+    with pytest.raises(BackendError, match="has no target tensorrt-sm86-fp32"):
+        choose(["tensorrt"], None, 1, [path])
 
 
 def test_every_error_is_one_a_user_can_meet() -> None:

@@ -84,7 +84,8 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
     """Runs everything in this process, but for the memory of each side. Raises a ``NextscaleError``."""
     options.check()
     threads = options.threads or torch.get_num_threads()
-    columns = choose(options.backends, options.device, threads)  # refused before minutes are spent on memory
+    # Refused before minutes are spent on memory.
+    columns = choose(options.backends, options.device, threads, bundles)
     specs, manifests = make_specs(bundles, columns)
     opener = Opener(model, vae, columns.device, threads, options.batch, specs[0].plan.schedule)
     asked = _asked(options, specs[0].plan)

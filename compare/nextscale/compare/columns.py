@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
 from nextscale.runtime.backends import make_backend
+from nextscale.runtime.backends.tensorrt.execute import TensorRT
+from nextscale.runtime.bundle import open_bundle
+from nextscale.runtime.targets import find_target
 
 EAGER, COMPILE = "eager", "torch.compile"
 EVERY = "all"
@@ -36,12 +40,13 @@ class Columns:
         return COMPILE in self.names
 
 
-def choose(asked: Sequence[str], device: str | None, threads: int | None) -> Columns:
+def choose(asked: Sequence[str], device: str | None, threads: int | None, bundles: Sequence[Path] = ()) -> Columns:
     """The asked columns, in their order; eager PyTorch, the reference, is always one.
 
     ``all`` takes what this machine has. ``device`` None is ``cuda`` where a TensorRT is asked for or, with ``all``,
-    where PyTorch has a GPU, else ``cpu``. Raises :class:`~nextscale.plan.errors.InputError` for a name that is none,
-    and what a column that was asked for by name lacks.
+    where PyTorch has a GPU, else ``cpu``. A TensorRT needs engines of every bundle. Raises
+    :class:`~nextscale.plan.errors.InputError` for a name that is none, and what a column that was asked for by name
+    lacks.
     """
     known = (*COLUMNS, EVERY)
     if unknown := [name for name in asked if name not in known]:
@@ -55,25 +60,25 @@ def choose(asked: Sequence[str], device: str | None, threads: int | None) -> Col
         device = "cuda" if gpu else "cpu"
     if EVERY not in asked:
         for name in (EAGER, *asked):
-            require(name, device, threads)
+            require(name, device, threads, bundles)
         return Columns(tuple(dict.fromkeys((EAGER, *asked))), device)
-    found = {name: lacking(name, device, threads) for name in COLUMNS}
+    found = {name: lacking(name, device, threads, bundles) for name in COLUMNS}
     if found[EAGER]:
         raise EnvironmentProblem(found[EAGER])
     left_out = tuple(f"{name} is left out: {why}" for name, why in found.items() if why)
     return Columns(tuple(name for name, why in found.items() if why is None), device, left_out)
 
 
-def lacking(name: str, device: str, threads: int | None = None) -> str | None:
+def lacking(name: str, device: str, threads: int | None = None, bundles: Sequence[Path] = ()) -> str | None:
     """One sentence on what this machine lacks for a column on a device; None where it has all."""
     try:
-        require(name, device, threads)
+        require(name, device, threads, bundles)
     except NextscaleError as error:
         return str(error)
     return None
 
 
-def require(name: str, device: str, threads: int | None = None) -> None:
+def require(name: str, device: str, threads: int | None = None, bundles: Sequence[Path] = ()) -> None:
     """Raises a :class:`~nextscale.plan.errors.NextscaleError` where a column cannot run here."""
     why = None
     if name == EAGER:
@@ -83,7 +88,10 @@ def require(name: str, device: str, threads: int | None = None) -> None:
     elif name in GPU_ONLY and device != "cuda":
         raise InputError(f"{name} runs on a GPU: ask for device 'cuda', or leave {name} out")
     else:
-        make_backend(name, device, threads)
+        backend = make_backend(name, device, threads)
+        if isinstance(backend, TensorRT):
+            for folder in bundles:
+                find_target(open_bundle(folder, verify="size"), name, backend.gpu.sm)
     if why:
         raise EnvironmentProblem(why)
 
