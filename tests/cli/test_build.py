@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,21 @@ def test_by_itself_it_builds_beside_the_bundle_and_then_nothing(nextscale: Comma
     assert f"{NAME}: options.tf32 was off and is on: building all engines again" in run.err
     run = nextscale("build", own_toy, *RTX, "--target", "sm86", "--tf32", "--force")
     assert f"{NAME}: asked for: building all engines again" in run.err
+
+
+def test_inspect_lists_the_targets_beside_a_bundle(
+    nextscale: Command, own_toy: Path, built: tuple[Path, dict[str, object]]
+) -> None:
+    assert json.loads(nextscale("inspect", own_toy, "--json").out)["targets"] == []
+    targets = Path(shutil.copytree(built[0], own_toy.with_name("toy.targets")))
+    text, found = nextscale("inspect", own_toy).out, json.loads(nextscale("inspect", own_toy, "--json").out)["targets"]
+    assert [entry["target"] for entry in found] == ["sm120", "sm86"]
+    assert [entry["batch_sizes"] for entry in found] == [[1, 2], [1, 2]]
+    assert all(Path(entry["folder"]).name in text for entry in found)
+    (targets / NAME / "target.json").write_text("{")
+    (_, damaged) = json.loads(nextscale("inspect", own_toy, "--json").out)["targets"]
+    assert "not valid JSON" in damaged["problem"]
+    assert "not valid JSON" in nextscale("inspect", own_toy).out
 
 
 def test_the_cost_of_embedded_weights_is_told_first(nextscale: Command, own_toy: Path) -> None:

@@ -33,10 +33,12 @@ def test_json_and_text_say_the_same(nextscale: Command) -> None:
     assert found["cores"] >= 1
     assert found["memory_bytes"] > 2**28
     assert "CPUExecutionProvider" in found["providers"]
+    assert "builds for sm75" in found["flavors"]["tensorrt-rtx"]
     assert not found["problems"]
     text = nextscale("doctor").out
     assert found["python"] in text
     assert ", ".join(found["providers"]) in text
+    assert all(f"{flavor}: {state}" in text for flavor, state in found["flavors"].items())
     assert "nothing is broken" in text
 
 

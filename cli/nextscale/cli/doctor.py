@@ -34,6 +34,7 @@ class Findings:
     free_disk_bytes: int
     extras: dict[str, dict[str, str | None]]
     tensorrt: dict[str, str]
+    flavors: dict[str, str]
     providers: list[str]
     gpus: list[str]
     cuda_driver: bool
@@ -89,6 +90,7 @@ def examine() -> Findings:
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
         extras=installed_extras(),
         tensorrt=_tensorrt(),
+        flavors=_flavors(),
         providers=providers,
         gpus=gpus,
         cuda_driver=driver,
@@ -132,6 +134,26 @@ def _tensorrt() -> dict[str, str]:
     """Installed distributions of any TensorRT, by name."""
     named = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
     return {name: version for name, version in sorted(named.items()) if re.match(r"tensorrt($|[-_])", name)}
+
+
+def _flavors() -> dict[str, str]:
+    """Each flavour of TensorRT: its version and what it builds for, or why it does not load."""
+    code = (
+        "import sys; from nextscale.runtime.backends.tensorrt.library import load; library = load(sys.argv[1]); "
+        "print(library.version, 'builds for', ', '.join(library.targets or ['the GPU of this machine']))"
+    )
+    return {flavor: _asked(code, flavor) for flavor in ("tensorrt", "tensorrt-rtx")}
+
+
+def _asked(code: str, flavor: str) -> str:
+    try:
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", code, flavor], capture_output=True, text=True, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        return type(error).__name__
+    lines = (run.stdout if run.returncode == 0 else run.stderr).strip().splitlines()
+    return lines[-1].rpartition("Error: ")[2] if lines else f"it ends with status {run.returncode}"
 
 
 def _providers() -> tuple[list[str], str | None]:
@@ -195,6 +217,8 @@ def _print(found: Findings) -> None:
     say(f"machine    {found.cores} cores, {memory} of memory, {size_text(found.free_disk_bytes)} free on this disk")
     say(f"providers  {', '.join(found.providers) or 'none: ONNX Runtime is not installed'}")
     say(f"TensorRT   {', '.join(f'{n} {v}' for n, v in found.tensorrt.items()) or 'not installed'}")
+    for flavor, state in found.flavors.items():
+        say(f"{'':10} {flavor}: {state}")
     say(f"CUDA       {'; '.join(found.gpus) or 'no GPU'}, driver {'found' if found.cuda_driver else 'not found'}")
     rows = []
     for extra, packages in found.extras.items():

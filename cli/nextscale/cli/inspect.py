@@ -19,14 +19,14 @@ def inspect(
     images: Annotated[int, typer.Option(min=1, help="Pictures in a pass, for the memory.")] = 1,
     json: Json = False,
 ) -> None:
-    """Say what a bundle is: recipe, origin, graphs, files, memory by cause, what was verified. Opens no graph.
+    """Say what a bundle is: recipe, origin, graphs, files, targets, memory by cause, what was verified.
 
     \b
     nextscale inspect engines/var-d16
     nextscale inspect engines/var-d16 --verify
 
-    Names, kinds and lengths of the files are always checked against the
-    manifest, their hashes with --verify.
+    Opens no graph. Names, kinds and lengths of the bundle's files are always
+    checked against the manifest, their hashes with --verify.
     """
     from nextscale.runtime.bundle import open_bundle
 
@@ -73,8 +73,41 @@ def _print(opened: Bundle, verify: bool, images: int) -> None:
         for name, file in manifest.files.items()
     ]
     print_table(("file", "size", "sha256", "checked"), files, (False, True, False, False), "files")
+    _print_targets(opened)
     causes = memory_table(plan, images, manifest.precision)
     print_table(causes.columns, causes.rows, causes.numeric, f"memory for {images} at once")
+
+
+def _print_targets(opened: Bundle) -> None:
+    from nextscale.cli.output import print_table, say, size_text
+    from nextscale.runtime.targets.folder import targets_of
+
+    rows = []
+    for folder, target in targets_of(opened).items():
+        if isinstance(target, str):
+            say(f"target     {target}")
+            continue
+        settings = f"weights {target.weights}, restore {target.restore}"
+        size = size_text(sum(engine.size for engine in target.engines))
+        batch = ",".join(map(str, target.batch_sizes))
+        rows.append((folder.name, target.library_version, batch, settings, str(len(target.engines)), size))
+    if rows:
+        numeric = (False, False, False, False, True, True)
+        print_table(("target", "built by", "batch", "settings", "engines", "size"), rows, numeric, "targets")
+
+
+def _targets(opened: Bundle) -> list[dict[str, Any]]:
+    from nextscale.runtime import strict
+    from nextscale.runtime.targets.folder import targets_of
+
+    found: list[dict[str, Any]] = []
+    for folder, target in targets_of(opened).items():
+        if isinstance(target, str):
+            found.append({"folder": str(folder), "problem": target})
+            continue
+        size = sum(engine.size for engine in target.engines)
+        found.append({"folder": str(folder), "bytes": size, **strict.write(target.settings)})
+    return found
 
 
 def _report(opened: Bundle, verify: bool, images: int) -> dict[str, Any]:
@@ -88,6 +121,7 @@ def _report(opened: Bundle, verify: bool, images: int) -> dict[str, Any]:
         "folder": str(opened.folder),
         "sha256": opened.digest,
         "hashes_checked": verify,
+        "targets": _targets(opened),
         "graphs": [graph.name for graph in opened.manifest.graphs],
         "bytes": sum(file.size for file in opened.manifest.files.values()),
         "memory": {"images": images, "bytes": memory(opened.manifest.plan, images, opened.manifest.precision)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from support.bundles import write_bundle
 from support.targets import NAME, build, change_graph, contents, edit_target, settings_of
 
 from nextscale.plan.errors import EnvironmentProblem, InputError
-from nextscale.runtime.backends.tensorrt.wishes import embedded_sizes
+from nextscale.plan.recipes import plan_for, recipe
+from nextscale.runtime.backends.tensorrt.library import load
+from nextscale.runtime.backends.tensorrt.wishes import Wishes, embedded_sizes, settings_for
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.errors import BackendError, BundleError
 from nextscale.runtime.targets import open_target
@@ -185,3 +188,8 @@ def test_progress_goes_forward_over_all_engines(own_bundle: Path, tmp_path: Path
 def test_what_a_flavour_cannot_do_is_refused_beforehand(own_bundle: Path) -> None:
     with pytest.raises(InputError, match="takes no plugins"):
         settings_of(own_bundle, restore="plugin")
+    chosen, opened = recipe("var-d16"), open_bundle(own_bundle)
+    plan = plan_for(chosen, sampling=replace(chosen.sampling, top_k=0))
+    wide = replace(opened, manifest=replace(opened.manifest, plan=plan))
+    with pytest.raises(InputError, match="TopK takes up to 3840"):
+        settings_for(wide, load("tensorrt-rtx"), "sm86", Wishes())

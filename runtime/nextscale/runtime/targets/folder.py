@@ -44,13 +44,25 @@ def find_target(bundle: Bundle, flavor: str, sm: str, targets: Path | None = Non
     for place in places:
         if (place / name / FILE_NAME).is_file():
             return place / name
-    others = sorted({p.parent.name for place in places for p in place.glob(f"*/{FILE_NAME}")})
+    others = sorted({p.parent.name for place in places for p in place.glob(f"[!.]*/{FILE_NAME}")})
     there = f"there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else "nothing is built there"
     raise BackendError(
         f"{bundle.folder} has no target {name} in {places[0]} ({there}): "
         f"build it with `nextscale build {bundle.folder} --flavor {flavor} --target {sm}"
         f"{'' if targets is None else f' -o {targets}'}`"
     )
+
+
+def targets_of(bundle: Bundle) -> dict[Path, Target | str]:
+    """Every target folder of a bundle, beside it and in the user's cache; of one that cannot be read, why."""
+    found: dict[Path, Target | str] = {}
+    for place in (beside(bundle), in_cache(bundle)):
+        for path in sorted(place.glob(f"[!.]*/{FILE_NAME}")):
+            try:
+                found[path.parent] = read_target(path.parent)
+            except BackendError as error:
+                found[path.parent] = str(error)
+    return found
 
 
 def open_target(folder: Path, bundle: Bundle, verify: str = "full") -> OpenTarget:
