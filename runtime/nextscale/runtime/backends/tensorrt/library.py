@@ -63,11 +63,9 @@ class Library:
     def network(self, builder: Any) -> Any:
         """A new network whose tensors have the types that the graph says: strongly typed."""
         # Since TensorRT 11, and in TensorRT-RTX, every network is; the flag stays allowed while it has a name.
-        known = self.trt.NetworkDefinitionCreationFlag.__members__
-        flag = known.get("STRONGLY_TYPED")
-        wanted = [flag, known.get("PREFER_AOT_PYTHON_PLUGINS")]
-        network = builder.create_network(sum(1 << int(each) for each in wanted if each is not None))
-        if flag is not None and not network.get_flag(flag):
+        flag = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+        network = builder.create_network(0 if flag is None else 1 << int(flag))
+        if network is None or (flag is not None and not network.get_flag(flag)):
             raise BackendError(
                 f"{self.flavor} {self.version} makes no strongly typed network: precision would be its choice, "
                 f"not the graph's; install a newer one"
