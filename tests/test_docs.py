@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -232,6 +233,17 @@ def test_tables_are_the_committed_results(page: str, result: str) -> None:
     table = [line for line in text(f"benchmarks/results/{result}.md").splitlines() if line.startswith("|")]
     assert len(table) > 3
     assert "\n".join(table) in text(page)
+
+
+def test_the_support_table_says_what_the_results_say() -> None:
+    path = REPOSITORY / "benchmarks" / "support_table.py"
+    spec = importlib.util.spec_from_file_location("support_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    support = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(support)
+    assert support.checks(), "no machine was ever checked"
+    assert support.in_readme(text("README.md")) == support.table(support.checks(), support.builds())
 
 
 def test_the_shipped_recipe_costs_less_than_a_point() -> None:

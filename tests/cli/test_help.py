@@ -79,6 +79,8 @@ def test_the_base_alone_is_enough_to_inspect(toy: Path, fresh: Command) -> None:
         ),
         (["compare", "{toy}", "--model", "a.pth", "--vae", "b.pth"], "package \\w+, .*'nextscale\\[compare\\]'"),
         (["demo", "-o", "{tmp}/demo"], "package \\w+, .*'nextscale\\[compare\\]'"),
+        (["gpu-check", "-o", "{tmp}/check.json"], "package \\w+, .*'nextscale\\[compare\\]'"),
+        (["debug", "{toy}", "begin"], "package \\w+, .*'nextscale\\[export\\]'"),
         (["generate", "{toy}", "--labels", "0", "-o", "{tmp}"], "onnxruntime, .*'nextscale\\[cpu\\]'"),
     ],
 )
