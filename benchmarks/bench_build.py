@@ -81,7 +81,7 @@ def main() -> None:
                 print(show(rows[-1]), flush=True)
     library = load("tensorrt-rtx")
     print(
-        f"{machine.processor}, {machine.cores} cores; tensorrt-rtx {library.version}, parser {library.parser_version}"
+        f"{machine.processor}, {machine.cores} cores, {machine.busy} busy with other work; tensorrt-rtx {library.version}, parser {library.parser_version}"
     )
     RESULTS.mkdir(exist_ok=True)
     setup = {"tensorrt-rtx": library.version, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}

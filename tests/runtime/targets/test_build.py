@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -73,6 +74,18 @@ def test_damaged_files_are_built_again(own_built: Path, own_bundle: Path) -> Non
         "step_01": ("it was not there",),
         "decode": ("decode.engine is missing",),
     }
+    open_target(own_built, open_bundle(own_bundle))
+
+
+def test_an_engine_of_a_graph_that_is_gone_goes_too(own_built: Path, own_bundle: Path) -> None:
+    def one_more(data: Any) -> None:
+        data["engines"].append({**data["engines"][0], "graph": "old", "file": "old.engine"})
+
+    shutil.copy(own_built / "begin.engine", own_built / "old.engine")
+    edit_target(own_built, one_more)
+    report = build(own_bundle, own_built.parent)
+    assert report.reasons == {}
+    assert not (own_built / "old.engine").exists()
     open_target(own_built, open_bundle(own_bundle))
 
 

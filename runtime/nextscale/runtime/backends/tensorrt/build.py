@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.tensorrt.engine import Job
 from nextscale.runtime.backends.tensorrt.library import load
 from nextscale.runtime.backends.tensorrt.process import Builder
+from nextscale.runtime.backends.tensorrt.wishes import this_gpu
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
@@ -64,16 +66,17 @@ def build_target(
     name = folder_name(settings.flavor, settings.target, settings.precision)
     _check_place(bundle, place, name)
     _check_graphs(bundle, settings)
+    versions = _versions(settings)
     with reported(place), hidden_folder(place, name) as hidden:
         old, reasons = _compare(bundle, settings, place / name, force)
-        if old is not None and not reasons and old.settings == settings:
+        if old is not None and not reasons and old.settings == settings and _covers(old, bundle):
             return Report(place / name, old, {}, (), time.monotonic() - start)
         if place.joinpath(name).exists():
             _tell(say, name, reasons, len(bundle.manifest.graphs))
         finished = {} if force else _finished(bundle, settings, hidden)
         resumed = tuple(graph for graph in finished if graph in reasons)
-        engines = _Task(bundle, settings, hidden, place / name, old, reasons, finished).run(progress)
-        target = make_target(settings, bundle.folder.name, engines, _versions(settings))
+        engines = _Task(bundle, settings, versions, hidden, place / name, old, reasons, finished).run(progress)
+        target = make_target(settings, bundle.folder.name, engines, versions)
         publish(hidden, place, name, target)
     return Report(place / name, target, reasons, resumed, time.monotonic() - start)
 
@@ -84,6 +87,7 @@ class _Task:
 
     bundle: Bundle
     settings: Settings
+    versions: Mapping[str, str]
     hidden: Path
     published: Path
     old: Target | None
@@ -129,7 +133,7 @@ class _Task:
             scratch=built.scratch,
         )
         out.replace(self.hidden / file)
-        record(self.hidden, make_target(self.settings, self.bundle.folder.name, (engine,), _versions(self.settings)))
+        record(self.hidden, make_target(self.settings, self.bundle.folder.name, (engine,), self.versions))
         return engine
 
     def _sha256(self, graph: Graph) -> str:
@@ -139,8 +143,8 @@ class _Task:
         """Where this user keeps what was measured with this library on this kind of GPU."""
         if not load(self.settings.flavor).has_timing_cache:
             return None
-        name = f"{self.settings.flavor}-{self.settings.library_version}-{self.settings.target}.timings"
-        return str(user_cache() / name)
+        gpu = re.sub(r"[^A-Za-z0-9]+", "-", this_gpu().name)
+        return str(user_cache() / f"{self.settings.flavor}-{self.settings.library_version}-{gpu}.timings")
 
 
 def _compare(bundle: Bundle, settings: Settings, folder: Path, force: bool) -> tuple[Target | None, Reasons]:
@@ -164,6 +168,11 @@ def _why(bundle: Bundle, settings: Settings, folder: Path, old: Target, graph: G
         return ["it was not there"]
     why = [str(d) for d in stale(old, engine, settings, bundle.manifest.files[graph.file].sha256)]
     return why or [wrong for wrong in [whole(folder, engine)] if wrong]
+
+
+def _covers(target: Target, bundle: Bundle) -> bool:
+    """Whether there is an engine for each graph and no other."""
+    return {engine.graph for engine in target.engines} == {graph.name for graph in bundle.manifest.graphs}
 
 
 def _finished(bundle: Bundle, settings: Settings, hidden: Path) -> dict[str, Engine]:
