@@ -80,9 +80,8 @@ def main() -> None:
                 rows.append(measure(Path(folder), name, precision, options.target, options.batch, traced))
                 print(show(rows[-1]), flush=True)
     library = load("tensorrt-rtx")
-    print(
-        f"{machine.processor}, {machine.cores} cores, {machine.busy} busy with other work; tensorrt-rtx {library.version}, parser {library.parser_version}"
-    )
+    print(f"{machine.processor}, {machine.cores} cores, {machine.busy} busy with other work at the start")
+    print(f"tensorrt-rtx {library.version}, parser {library.parser_version}")
     RESULTS.mkdir(exist_ok=True)
     setup = {"tensorrt-rtx": library.version, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
     text = json.dumps({"machine": asdict(machine), "setup": setup, "builds": rows}, indent=1)
