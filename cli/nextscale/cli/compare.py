@@ -114,7 +114,9 @@ def print_comparison(comparison: Comparison) -> None:
     columns = ("side", *times, *memory, "first ms", "PSNR dB", "SSIM")
     count = comparison.measured.options.pictures
     title = f"{count} pictures; times, PSNR and SSIM against eager PyTorch in full"
-    print_table(columns, rows, (False, *[True] * (len(columns) - 1)), title)
+    told = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    cells = [[row[i] for i in told] for row in rows]
+    print_table([columns[i] for i in told], cells, (False, *[True] * (len(told) - 1)), title)
     for sentence in (*(v.sentence for v in comparison.verdicts), *comparison.measured.notes):
         say(sentence)
     if comparison.measured.machine.warning:

@@ -127,7 +127,9 @@ class Opener:
 
 
 def on_device(checkpoint: Checkpoint, device: str) -> Checkpoint:
-    """The checkpoint itself, its models moved."""
+    """The checkpoint itself, its models moved. From then on this process's float32 on a GPU is float32, not TF32."""
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for module in (checkpoint.var, checkpoint.vae):
         module.to(device)
     return checkpoint

@@ -126,6 +126,7 @@ def build_watched(task: Task, watched: Sequence[str], feed: Mapping[str, Any], t
         if any(isinstance(d, str) for d in tensor.shape):
             profile.set_shape(tensor.name, *[feed[tensor.name].shape] * 3)
     config.add_optimization_profile(profile)
+    config.clear_flag(library.trt.BuilderFlag.TF32)  # float32 is float32, as in `nextscale build`
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise EnvironmentProblem(

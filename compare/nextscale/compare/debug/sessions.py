@@ -8,6 +8,11 @@ from typing import Any
 from nextscale.plan.errors import EnvironmentProblem
 from nextscale.runtime.backends.onnxruntime import errors_of, import_onnxruntime
 
+PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),  # float32 is float32
+}
+
 
 def open_session(path: Path, model: bytes | None = None, optimise: bool = True, device: str = "cpu") -> Any:
     """The graph at ``path``, or ``model``, which stands for it and finds its weights in the same folder.
@@ -15,7 +20,7 @@ def open_session(path: Path, model: bytes | None = None, optimise: bool = True, 
     Raises :class:`~nextscale.plan.errors.EnvironmentProblem` where it does not load, or would fall back to the CPU.
     """
     ort = import_onnxruntime()
-    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    provider, settings = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise EnvironmentProblem(f"this onnxruntime has no {provider}: pip install 'nextscale[cuda]'")
     options = ort.SessionOptions()
@@ -25,7 +30,7 @@ def open_session(path: Path, model: bytes | None = None, optimise: bool = True, 
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = ort.InferenceSession(str(path) if model is None else model, options, providers=[provider])
+        session = ort.InferenceSession(str(path) if model is None else model, options, providers=[(provider, settings)])
     except errors_of(ort) as error:
         raise EnvironmentProblem(
             f"onnxruntime cannot load {path.name}: {str(error).strip().splitlines()[0][:300]}"
