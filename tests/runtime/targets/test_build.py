@@ -180,6 +180,8 @@ def test_embedded_weights_are_in_every_engine_that_reads_them(own_bundle: Path, 
     header = json.loads(weights[8:start])
     sizes = {name: end - begin for name, (begin, end) in ((n, e["data_offsets"]) for n, e in header.items())}
     steps = {f"step_0{i}": sizes["var/head.weight"] for i in range(4)}
+    last = {path.stem for path in report.folder.glob("*.engine") if weights[-64:] in path.read_bytes()}
+    assert last == set(steps)  # the end of var/head.weight
     assert embedded_sizes(open_bundle(own_bundle)) == {"begin": sizes["var/class_emb.weight"], **steps, "decode": 0}
 
     other = write_bundle(tmp_path / "other", weights_factor=2.0)
@@ -201,6 +203,11 @@ def test_progress_goes_forward_over_all_engines(own_bundle: Path, tmp_path: Path
 def test_what_a_flavour_cannot_do_is_refused_beforehand(own_bundle: Path) -> None:
     with pytest.raises(InputError, match="takes no plugins"):
         settings_of(own_bundle, restore="plugin")
+    for wishes in ({"batch_sizes": (1, 1)}, {"batch_sizes": ()}, {"weights": "some"}, {"restore": "magic"}):
+        with pytest.raises(InputError, match=next(iter(wishes))):
+            settings_of(own_bundle, **wishes)
+    with pytest.raises(InputError, match="0 to 5; found 6"):
+        settings_of(own_bundle, optimization_level=6)
     chosen, opened = recipe("var-d16"), open_bundle(own_bundle)
     plan = plan_for(chosen, sampling=replace(chosen.sampling, top_k=0))
     wide = replace(opened, manifest=replace(opened.manifest, plan=plan))

@@ -12,7 +12,7 @@ from nextscale.runtime.backends.tensorrt.lift import external_weights, read_grap
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import WEIGHTS_FILE
-from nextscale.runtime.targets.manifest import Plugin, Settings
+from nextscale.runtime.targets.manifest import Plugin, Settings, check, make_target
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ def settings_for(bundle: Bundle, library: Library, target: str, wishes: Wishes) 
         weights_sha256=bundle.manifest.files[WEIGHTS_FILE].sha256 if wishes.weights == "embedded" else None,
         options=_options(library, wishes),
     )
-    return _with_plugin(settings) if restore == "plugin" else settings
+    settings = _with_plugin(settings) if restore == "plugin" else settings
+    if wishes.optimization_level not in range(6):
+        raise InputError(f"the builder's optimization level is 0 to 5; found {wishes.optimization_level!r}")
+    check(make_target(settings, bundle.folder.name, (), {}))
+    return settings
 
 
 def embedded_sizes(bundle: Bundle) -> dict[str, int]:
