@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from nextscale.plan.errors import NextscaleError
 from nextscale.runtime import Pipeline
@@ -45,7 +46,7 @@ def blended(pipeline: Pipeline, device: str) -> torch.Tensor:
 def last_code_sum(pipeline: Pipeline, label: int) -> torch.Tensor:
     """(1, channels, height, width) of a finished chain, ours: the slot's own changes with the next call."""
     for step in pipeline.stream(label, seed=7):
-        code_sum = torch.from_dlpack(step.array("code_sum"))  # the slot's memory itself, until the next step
+        code_sum = from_dlpack(step.array("code_sum"))  # the slot's memory itself, until the next step
         if step.last:
             ours = code_sum.clone()
             if ours.is_cuda:  # PyTorch reads in a stream of its own: done, before the slot is written again
@@ -58,7 +59,7 @@ def certainty(pipeline: Pipeline) -> list[float]:
     """The mean entropy, in bits, of what every step samples from, before temperature and filters."""
     found = []
     for step in pipeline.stream(1, seed=7):
-        logits = torch.from_dlpack(step.array("logits"))  # (1, tokens, vocabulary)
+        logits = from_dlpack(step.array("logits"))  # (1, tokens, vocabulary)
         shares = logits.softmax(-1)
         found.append(float(-(shares * shares.clamp_min(1e-30).log2()).sum(-1).mean()))
         print(f"step {step.index}: {found[-1]:.2f} bits a token")
