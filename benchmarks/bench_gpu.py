@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -27,7 +28,8 @@ from nextscale.compare.gpu_check import engines, pictures
 from nextscale.compare.gpu_check.findings import PASSED, Figures, Finding, Notes, NotRun
 from nextscale.compare.gpu_check.subjects import Way, ways
 from nextscale.compare.machine import OtherWork, driver_version, this_machine
-from nextscale.compare.sides import Ask, BundleSide, EagerSide, on_device
+from nextscale.compare.plain import plain
+from nextscale.compare.sides import Ask, BundleSide, on_device
 from nextscale.export.bundle import Options, prepared, write_graphs, write_manifest
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.draw import draw_checkpoint
@@ -116,8 +118,8 @@ class Bench:
         def answer() -> Figures:
             plan = bundle.manifest.plan
             with flash(self.device):
-                side = EagerSide(CompiledEager(prepared(self.checkpoint, plan, case.precision)))
-                return pictures.latency(side, ask_of(plan, case.batch), self.runs)
+                eager = CompiledEager(prepared(self.checkpoint, plan, case.precision))
+                return pictures.compiling(eager, ask_of(plan, case.batch), self.runs, self.notes.tick)
 
         self.notes.ask("latency", case.subject(COMPILE), answer, 240.0)
 
@@ -133,7 +135,7 @@ class Bench:
     def _backend(self, way: Way, bundle: Bundle, case: Case, reference: pictures.Reference, ask: Ask) -> None:
         subject, place = case.subject(way.name), bundle.folder.with_name(f"{bundle.folder.name}.targets")
         if way.backend in GPU_ONLY:
-            build = partial(engines.build, way.backend, bundle, place, Wishes((case.batch,)))
+            build = partial(engines.build, way.backend, bundle, place, Wishes((case.batch,)), self.notes.tick)
             if not self.notes.ask("build", subject, build, 120.0):
                 return
         free = _free()
@@ -202,7 +204,7 @@ def bars(findings: Sequence[Finding]) -> list[Row]:
                 rows.append({"bar": bar, **case, "side": side, "value": value, "limit": limit, "met": met})
 
         if finding.section == "parity" and finding.state != "not run":
-            row("parity error", finding.data.get("error", float("inf")), finding.data.get("tolerance", 0.0), False)
+            row("parity error", finding.data.get("error", math.inf), finding.data.get("tolerance", 0.0), False)
         if finding.state != PASSED:
             continue
         if finding.section == "memory":
@@ -281,7 +283,7 @@ def main() -> None:
     for row in data["bars"]:
         print(show(row))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    asked.out.write_text(json.dumps(plain(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(f"written to {asked.out}")
 
 

@@ -39,9 +39,9 @@ def exported_once(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     export = check.export
 
-    def once(checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Any) -> Bundle:
+    def once(checkpoint: Checkpoint, name: str, precision: str, folder: Path, *more: Any) -> Bundle:
         there = exports / f"{name}-{precision}"
-        return open_bundle(there) if there.exists() else export(checkpoint, name, precision, exports, traced)
+        return open_bundle(there) if there.exists() else export(checkpoint, name, precision, exports, *more)
 
     monkeypatch.setattr(check, "export", once)
 
@@ -73,7 +73,7 @@ def test_a_quick_check_of_this_machine(nextscale: Command, checkpoint: Path, tmp
     assert states(data, "backend") == {"tensorrt": "not run", "tensorrt-rtx": "not run"}
     assert {f["section"] for f in data["findings"]} >= {"kernel", "variants", "idle"}
     assert str(checkpoint) not in text
-    assert "nextscale-gpu-check" not in text, "no path of this machine"
+    assert "nextscale-gpu-check-" not in text, "no path of this machine"
     assert list(out.parent.iterdir()) == [out]
 
 
@@ -102,6 +102,21 @@ def test_time_that_is_up_is_said(nextscale: Command, checkpoint: Path, tmp_path:
     exports = [f for f in json.loads(run.out)["findings"] if f["section"] == "export"]
     assert len(exports) == 6
     assert all(f["state"] == "not run" and "of 1 s" in f["reason"] for f in exports)
+
+
+def test_a_long_answer_ends_when_the_time_is_up(tiny_bundle: Path, tmp_path: Path) -> None:
+    from nextscale.compare.gpu_check import engines
+    from nextscale.compare.gpu_check.findings import Notes
+
+    notes = Notes(0.5)
+
+    def build() -> Any:
+        return engines.build("tensorrt-rtx", open_bundle(tiny_bundle), tmp_path, engines.USUAL, notes.tick, "sm86")
+
+    assert not notes.ask("build", {}, build, expected=0)
+    assert notes.found[0].state == "not run"
+    assert "over before it was done" in str(notes.found[0].reason)
+    assert not (tmp_path / "tensorrt-rtx-sm86-fp32").exists()
 
 
 def test_an_interrupt_leaves_the_file_as_it_was(
@@ -150,7 +165,7 @@ def test_engines_are_built_before_they_run_and_then_in_every_other_way(
 
     built: list[tuple[str, str]] = []
 
-    def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes) -> dict[str, int]:
+    def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes, progress: Any) -> dict[str, int]:
         built.append((bundle.folder.name, wishes.weights if wishes != Wishes(restore="function") else "function"))
         return {"bytes": 1}
 
@@ -179,11 +194,11 @@ def test_engines_for_a_gpu_are_those_that_a_build_makes(
 
     bundle = open_bundle(tiny_pruned_bundle)
     monkeypatch.setattr(engines, "this_gpu", lambda: Gpu("a card", "sm86"))
-    found = engines.build("tensorrt-rtx", bundle, tmp_path, engines.USUAL)
+    found = engines.build("tensorrt-rtx", bundle, tmp_path, engines.USUAL, lambda *_: None)
     assert found["target"] == "sm86"
     assert found["engines"] == len(bundle.manifest.graphs)
     assert (found["weights"], found["restore"], found["plugin_layers"]) == ("inputs", "function", 0)
     assert (tmp_path / "tensorrt-rtx-sm86-fp32" / "target.json").exists()
     monkeypatch.setattr(engines, "this_gpu", lambda: Gpu("another", "sm90"))
     with pytest.raises(NotRun, match="not for sm90"):
-        engines.build("tensorrt-rtx", bundle, tmp_path, engines.USUAL)
+        engines.build("tensorrt-rtx", bundle, tmp_path, engines.USUAL, lambda *_: None)

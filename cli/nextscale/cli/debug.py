@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,8 +123,9 @@ def print_found(found: Found, every: bool) -> None:
 def print_found_json(found: Found) -> None:
     """Everything, for machines."""
     from nextscale.cli.output import print_json
+    from nextscale.compare.plain import plain
 
-    print_json(
+    data = plain(
         {
             "graph": found.graph,
             "sides": found.sides,
@@ -137,17 +137,19 @@ def print_found_json(found: Found) -> None:
             "outputs_alone": [as_data(row) for row in found.plain],
         }
     )
+    print_json(data)
 
 
 def as_data(row: Row) -> dict[str, Any]:
-    """One tensor; an error that is no number is null."""
-    numbers = {"error": row.error, "largest": row.largest, "mean": row.mean}
+    """One tensor."""
     place = row.place
     return {
         "tensor": place.tensor,
         "words": place.words,
         "operator": place.operator,
         "weights": place.weights,
-        **{name: value if isfinite(value) else None for name, value in numbers.items()},
+        "error": row.error,
+        "largest": row.largest,
+        "mean": row.mean,
         "beyond": row.beyond,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as codec
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,13 +49,15 @@ def gpu_check(
 
     with needing("compare"):
         from nextscale.compare.gpu_check.check import Options, as_data, run_check
+    from nextscale.compare.plain import plain
+
     names = tuple(name.strip() for name in backend.split(",")) if backend else ()
     options = Options(names, quick, budget, threads)
     options.check()
     files = checkpoint_files(checkpoint)
     with Progress() as progress:
         check = run_check(files, options, progress)
-    text = codec.dumps(_finite(as_data(check)), indent=1, allow_nan=False) + "\n"
+    text = codec.dumps(plain(as_data(check)), indent=1, allow_nan=False) + "\n"
     write_whole(out, text)
     if json:
         typer.echo(text, nl=False)
@@ -108,6 +109,7 @@ def _told(data: Any) -> list[str]:
         "largest_difference": lambda v: "verified by its twin" if v is None else f"differs by {v:.1e}",
         "median": lambda v: f"{1e3 * v:.2f} ms",
         "first_run": lambda v: f"first {1e3 * v:.0f} ms",
+        "compiling": lambda v: f"compiled in {v:.0f} s",
         "seconds": lambda v: f"{v:.1f} s",
         "bytes": size_text,
         "sum": lambda v: f"{size_text(v)} reserved",
@@ -116,12 +118,3 @@ def _told(data: Any) -> list[str]:
         "share_of_copy_bandwidth": lambda v: f"{100 * v:.0f} % of copying",
     }
     return [text(data[name]) for name, text in told.items() if name in data and not isinstance(data[name], dict)]
-
-
-def _finite(value: Any) -> Any:
-    """What JSON has: infinities and NaN become null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from nextscale.compare.judge import Verdict
 from nextscale.compare.latency import times
 from nextscale.compare.lineup import file_part
 from nextscale.compare.page import page
+from nextscale.compare.plain import plain
 from nextscale.compare.summary import side_summaries, step_summaries
 
 SCHEMA_VERSION = 1
@@ -94,8 +93,8 @@ def numbers(measured: Measured, verdicts: Sequence[Verdict], files: Sequence[str
             for bundle, pictures in measured.parities.items()
         },
     }
-    plain: dict[str, Any] = _plain(data)
-    return plain
+    found: dict[str, Any] = plain(data)
+    return found
 
 
 def picture_name(measured: Measured, side: str, picture: int) -> str:
@@ -127,16 +126,3 @@ def _png(pixels: NDArray[np.uint8], info: PngInfo) -> bytes:
 
 def _data_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has: infinities and NaN become null, paths are left out."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from nextscale.compare.columns import COMPILE, EAGER, GPU_ONLY, lacking_compiler
 from nextscale.compare.compiled import CompiledEager
 from nextscale.compare.gpu_check import engines, kernel, pictures
 from nextscale.compare.gpu_check.findings import FAILED, Figures, Finding, Notes
-from nextscale.compare.gpu_check.subjects import PRECISIONS, RECIPES, Way, check_backends, export, ways
+from nextscale.compare.gpu_check.subjects import PRECISIONS, RECIPES, Progress, Way, check_backends, export, ways
 from nextscale.compare.machine import Machine, OtherWork, driver_version, this_machine
-from nextscale.compare.sides import Ask, BundleSide, EagerSide, on_device
+from nextscale.compare.sides import Ask, BundleSide, on_device
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.plan.errors import InputError, NextscaleError
@@ -26,7 +25,6 @@ from nextscale.runtime.bundle import Bundle
 
 SCHEMA_VERSION = 1
 RTX = "tensorrt-rtx"
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ def run_check(files: tuple[Path, Path], options: Options, progress: Progress) ->
     with TemporaryDirectory(prefix="nextscale-gpu-check-") as folder:
         run = _Run(files, options, Path(folder), progress)
         run.all()
-        notes = run.notes
-    return Check(options, this_machine(others), run.gpu_facts(), notes.spent, tuple(notes.found))
+    found = (_without(folder, finding) for finding in run.notes.found)
+    return Check(options, this_machine(others), run.gpu_facts(), run.notes.spent, tuple(found))
 
 
 @dataclass
@@ -128,7 +126,7 @@ class _Run:
             self.progress("export", done, len(RECIPES), f"{name} {precision}")
 
             def answer(name: str = name) -> Figures:
-                bundle = export(checkpoint, name, precision, self.folder, traced)
+                bundle = export(checkpoint, name, precision, self.folder, traced, self.notes.tick)
                 made.append(bundle)
                 checks = bundle.manifest.verified
                 worst = max((v.max_error for v in checks if v.max_error is not None), default=None)
@@ -155,7 +153,7 @@ class _Run:
             self.progress("check", done, 1 + len(self.ways), f"{bundle.folder.name} on {way.name}")
             if way.backend in GPU_ONLY:
                 place = bundle.folder.with_name(f"{bundle.folder.name}.targets")
-                work = partial(engines.build, way.backend, bundle, place, engines.USUAL)
+                work = partial(engines.build, way.backend, bundle, place, engines.USUAL, self.notes.tick)
                 if not self.notes.ask("build", {"backend": way.name, **subject}, work, 60.0):
                     continue
             self._way(way, bundle, reference[0])
@@ -195,7 +193,7 @@ class _Run:
                     self.notes.not_run("variants", {"backend": way.name, **subject}, f"{way.backend} takes no plugin")
                     continue
                 place = self.folder / variant.replace(" ", "-") / bundle.folder.name
-                work = partial(engines.build, way.backend, bundle, place, wishes)
+                work = partial(engines.build, way.backend, bundle, place, wishes, self.notes.tick)
                 other = engines.varied(way, variant, place)
                 if self.notes.ask("build", {"backend": other.name, **subject}, work, 60.0):
                     manifest, asks = bundle.manifest, self._asks(bundle)
@@ -214,7 +212,7 @@ class _Run:
                     continue
                 self.progress("build", 0, 1, f"{bundle.folder.name} for {sm}")
                 place = bundle.folder.with_name(f"{bundle.folder.name}.targets")
-                work = partial(engines.build, RTX, bundle, place, engines.USUAL, sm)
+                work = partial(engines.build, RTX, bundle, place, engines.USUAL, self.notes.tick, sm)
                 self.notes.ask("build", subject, work, 60.0)
 
     def _kernel(self) -> None:
@@ -238,8 +236,8 @@ class _Run:
             ask = self._asks(bundle)[0]
 
             def answer() -> Figures:
-                side = EagerSide(CompiledEager(prepared(self.checkpoint, manifest.plan, manifest.precision)))
-                return pictures.latency(side, ask, self._runs)
+                compiled = CompiledEager(prepared(self.checkpoint, manifest.plan, manifest.precision))
+                return pictures.compiling(compiled, ask, self._runs, self.notes.tick)
 
             self.notes.ask("latency", subject, answer, 150.0)
 
@@ -256,6 +254,11 @@ class _Run:
         count, classes, defaults = 2 if self.options.quick else 4, plan.model().classes, dict(plan.defaults)
         first = Ask((0,), 0, defaults["guidance_scale"], defaults["top_p"], defaults["temperature"])
         return tuple(replace(first, labels=(i * classes // count,), seed=i) for i in range(count))
+
+
+def _without(folder: str, finding: Finding) -> Finding:
+    """Names of temporary files are nobody's concern."""
+    return replace(finding, reason=finding.reason and finding.reason.replace(f"{folder}/", ""))
 
 
 def _subject(bundle: Bundle) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nextscale.compare.gpu_check.findings import Figures, NotRun
-from nextscale.compare.gpu_check.subjects import Way
+from nextscale.compare.gpu_check.subjects import Progress, Way
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends import Backend
 from nextscale.runtime.backends.tensorrt.build import build_target
@@ -20,7 +20,9 @@ ELSEWHERE = ("sm86", "sm89", "sm120")  # what TensorRT-RTX builds for without a 
 VARIANTS = {"weights embedded": Wishes(weights="embedded"), "restore by function": Wishes(restore="function")}
 
 
-def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes, sm: str | None = None) -> Figures:
+def build(
+    flavor: str, bundle: Bundle, place: Path, wishes: Wishes, progress: Progress, sm: str | None = None
+) -> Figures:
     """Engines for ``sm``, or for this GPU. Raises :class:`NotRun` where the flavour is not here, or not for that."""
     try:
         library = load(flavor)
@@ -28,7 +30,7 @@ def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes, sm: str | No
         settings = settings_for(bundle, library, target, wishes)
     except (InputError, BackendError) as error:
         raise NotRun(str(error)) from error
-    report = build_target(bundle, settings, place, lambda stage, done, total, what: None)
+    report = build_target(bundle, settings, place, progress)
     engines = report.target.engines
     return {
         "target": target,

@@ -77,6 +77,11 @@ class Notes:
         self._longest[section] = max(self._longest.get(section, 0.0), time.monotonic() - started)
         return passed
 
+    def tick(self, *_: object) -> None:
+        """For what tells its progress: raises :class:`NotRun` once the time is up, so that it ends there."""
+        if self.spent > self.budget:
+            raise NotRun(f"the {self.budget:.0f} s were over before it was done")
+
     def not_run(self, section: str, subject: Subject, reason: str) -> None:
         """A question that nothing here could answer."""
         self._note(section, subject, NOT_RUN, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from nextscale.compare.compiled import CompiledEager
 from nextscale.compare.gpu_check.findings import Failed, Figures, NotRun
 from nextscale.compare.gpu_check.subjects import Way
 from nextscale.compare.judge import verdict
@@ -18,6 +20,7 @@ from nextscale.compare.sides import Ask, BundleSide, EagerSide, Run, Side
 from nextscale.compare.stability import DISTURBANCE, explained
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint
+from nextscale.export.eager import Request
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.types import Plan
 from nextscale.runtime.bundle import Bundle
@@ -88,6 +91,14 @@ def latency(side: Side, ask: Ask, runs: int) -> Figures:
         "images": len(ask.labels),
         **asdict(times([side.run(ask).total for _ in range(runs)])),
     }
+
+
+def compiling(eager: CompiledEager, ask: Ask, runs: int, tick: Callable[[], None]) -> Figures:
+    """The same through ``torch.compile``, ``tick`` called after every step that is compiled."""
+    started = time.perf_counter()
+    for _ in eager.stream(Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature)):
+        tick()
+    return {"compiling": time.perf_counter() - started, **latency(EagerSide(eager), ask, runs)}
 
 
 def memory(report: MemoryReport, taken: int | None) -> Figures:

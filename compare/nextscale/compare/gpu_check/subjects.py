@@ -16,6 +16,8 @@ from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.manifest import Recipe
 
+Progress = Callable[[str, int, int, str], None]
+
 RECIPES = ("demo", "demo-fastvar")
 PRECISIONS = ("fp32", "fp16", "bf16")  # those that take longer to export last, should time run out
 
@@ -63,11 +65,13 @@ def ways(asked: Sequence[str], gpu: bool, threads: int) -> tuple[list[Way], dict
     return found, lacking
 
 
-def export(checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Traced) -> Bundle:
+def export(
+    checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Traced, progress: Progress
+) -> Bundle:
     """A bundle of a recipe, verified against eager PyTorch as every export is."""
     chosen = recipe(name)
     plan = plan_for(chosen, checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
     out = folder / f"{name}-{precision}"
     options = Options(plan, Recipe(chosen.name, chosen.version), precision)
-    export_bundle(checkpoint, options, out, lambda stage, done, total, what: None, traced)
+    export_bundle(checkpoint, options, out, progress, traced)
     return open_bundle(out)
