@@ -20,8 +20,10 @@ from nextscale.runtime.backends.arena import Arena, find_weights
 from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
 from nextscale.runtime.backends.device import DeviceMemory
 from nextscale.runtime.backends.onnxruntime import check_provider, import_onnxruntime
+from nextscale.runtime.backends.onnxruntime_graphs import cuda_graph
 from nextscale.runtime.backends.onnxruntime_slot import Fixed, SlotSessions
 from nextscale.runtime.backends.resident import Resident, ordinal_of, own
+from nextscale.runtime.backends.tensorrt.lift import external_weights, read_graph
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.manifest import IMAGES
 
@@ -73,8 +75,6 @@ class CudaSessions(Resident):
 
     def __init__(self, backend: OnnxRuntimeCuda, bundle: Bundle, batch_sizes: tuple[int, ...]) -> None:
         super().__init__(backend.gpu)
-        from nextscale.runtime.backends.tensorrt.lift import external_weights, lift_weights, read_graph
-
         self.batch_sizes, self._backend, self.taken = batch_sizes, backend, 0
         self._graphs = {graph.name: graph for graph in bundle.manifest.graphs}
         self._rows = bundle.manifest.guidance_rows
@@ -82,7 +82,7 @@ class CudaSessions(Resident):
         for graph in bundle.manifest.graphs:
             path = bundle.path(graph.file)
             self._weights[graph.name] = tuple(external_weights(read_graph(path)))
-            self._lifted[graph.name] = lift_weights(path).SerializeToString()
+            self._lifted[graph.name] = cuda_graph(path).SerializeToString()
         names = dict.fromkeys(name for used in self._weights.values() for name in used)
         self._arena = Arena(self.device, find_weights(bundle, names))
         self.fixed = {"weights": self._arena.size}
