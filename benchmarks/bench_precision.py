@@ -1,6 +1,6 @@
 """What half precision costs the demo model: the drift of logits, tokens and pictures from float32, and what holds it.
 
-    python benchmarks/bench_precision.py [--pictures 2048] [--forced 128]      # an hour or two on one core
+    python benchmarks/bench_precision.py [--pictures 4000] [--forced 128]      # an hour or two on one core
 
 Eager PyTorch on the CPU in exactly the layout of the exported half graphs, full and with FastVAR:
 
@@ -196,7 +196,7 @@ def main() -> None:
     """Measures, prints the tables, writes precision.json and precision.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "checkpoints" / "demo")
-    parser.add_argument("--pictures", type=int, default=2048, help="free ones of each variant, rounded up to batches")
+    parser.add_argument("--pictures", type=int, default=4000, help="free ones of each variant, rounded up to batches")
     parser.add_argument("--forced", type=int, default=128, help="how many of them are forced too")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=math.inf, help="no batch is begun after these")

@@ -227,12 +227,16 @@ def test_the_exporter_s_advice_is_there() -> None:
         ("docs/recipes.md", "demo_quality"),
         ("docs/recipes.md", "demo_screening_scales"),
         ("docs/recipes.md", "demo_screening_last"),
+        ("docs/precision.md", "precision"),
+        ("docs/precision.md", "precision_graphs"),
     ],
 )
 def test_tables_are_the_committed_results(page: str, result: str) -> None:
-    table = [line for line in text(f"benchmarks/results/{result}.md").splitlines() if line.startswith("|")]
-    assert len(table) > 3
-    assert "\n".join(table) in text(page)
+    tables = re.findall(r"(?:^\|.*\n)+", text(f"benchmarks/results/{result}.md"), re.MULTILINE)
+    assert tables
+    for table in tables:
+        assert table.count("\n") > 3
+        assert table in text(page)
 
 
 def test_the_support_table_says_what_the_results_say() -> None:
@@ -252,6 +256,20 @@ def test_the_shipped_recipe_costs_less_than_a_point() -> None:
     assert shipped["methods"] == list(plan_for(recipe("demo-fastvar")).methods)
     assert shipped["pictures"] >= 10_000
     assert shipped["accuracy_loss_upper_bound"] < 0.01
+
+
+def test_every_float32_part_has_its_measured_reason() -> None:
+    page, report = text("docs/precision.md"), json.loads(text("benchmarks/results/precision.json"))
+    exported = {(row["recipe"], row["precision"]): row["rms"] for row in report["exported"]}
+    factors: dict[str, list[float]] = {}
+    for row in report["islands"]:
+        factors.setdefault(row["island"], []).append(row["rms"] / exported[row["recipe"], row["precision"]])
+    factors.pop("nothing, tokens kept as in float32")
+    assert len(factors) == 10
+    for what, (fp16, bf16) in factors.items():
+        assert f"- **{what}** (RMS {fp16:.2f} and {bf16:.2f} times)" in page
+    assert report["settings"]["how"].endswith("not measured on hardware yet")
+    assert report["settings"]["how"] in page
 
 
 def test_the_readme_s_figures_are_the_committed_results() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 import bench_precision as bench  # noqa: E402
 import torch  # noqa: E402
 from precision_islands import ISLANDS, Island, halved, recording, standardised, total  # noqa: E402
+from precision_tables import tables  # noqa: E402
 from precision_tallies import Errors, Matches, share  # noqa: E402
 from support.drawn import drawn_eager, full_plan  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
@@ -27,6 +29,7 @@ from nextscale.export.models import pruning, step, var  # noqa: E402
 from nextscale.export.models.step import Prediction  # noqa: E402
 from nextscale.plan.methods import FastVAR  # noqa: E402
 
+RESULTS = REPOSITORY / "benchmarks" / "results"
 REQUEST = Request([1, 3], seed=5, guidance_scale=2.0, top_p=0.9)
 
 
@@ -170,3 +173,11 @@ def test_a_small_run_fills_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(one.right) == 2 for one in free.values())
     assert exported["equal_free"] <= 1
     assert exported["loss"] == pytest.approx(exported["accuracy_fp32"] - exported["accuracy"])
+
+
+def test_the_committed_tables_are_of_the_committed_figures() -> None:
+    report = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
+    assert tables(report) == (RESULTS / "precision.md").read_text(encoding="utf-8")
+    assert {row["island"] for row in report["islands"]} == {island.what for island in ISLANDS}
+    assert len(report["exported"]) == 4
+    assert "not measured on hardware yet" in report["settings"]["how"]
