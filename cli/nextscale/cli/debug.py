@@ -152,4 +152,5 @@ def as_data(row: Row) -> dict[str, Any]:
         "largest": row.largest,
         "mean": row.mean,
         "beyond": row.beyond,
+        "whole_numbers": row.whole,
     }

@@ -9,10 +9,10 @@ import onnx
 import pytest
 from support.damage import with_other_weights
 
-from nextscale.compare.debug.difference import Found, find
+from nextscale.compare.debug.difference import Found, Row, compared, find
 from nextscale.compare.debug.record import find_graph, record
 from nextscale.compare.debug.runners import Task, build_watched, with_outputs
-from nextscale.compare.debug.terms import places
+from nextscale.compare.debug.terms import Place, places
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
 from nextscale.runtime import Pipeline
 from nextscale.runtime.bundle import Bundle, open_bundle
@@ -104,6 +104,33 @@ def test_inputs_are_those_of_a_real_picture(pruned: Bundle) -> None:
         result = pipeline.generate([3, 7], seed=5)
     assert np.array_equal(feed["tokens.in"], result.tokens[2]), "forced to what is sampled"
     assert all(np.ptp(array) > 0 for name, array in feed.items() if name.startswith(("tape", "state", "cond", "noise")))
+
+
+def test_rows_of_odd_values() -> None:
+    place = Place("x", "node", "TopK", "block 1", "", ())
+
+    def row(one: list[float], other: list[float], dtype: str = "float32") -> Row:
+        return compared(place, np.array(one, dtype), np.array(other, dtype), 1e-4)
+
+    inf, nan = float("inf"), float("nan")
+    assert row([1, -inf, nan], [1, -inf, nan]).error == 0, "what both have is no difference"
+    assert row([1, 2], [1, nan]).error == inf
+    assert row([1, inf], [1, 2]).beyond
+    assert row([0, 10], [0, 10.002]).error == pytest.approx(0.002 / 5, rel=1e-3), "relative to the spread"
+    assert not row([0, 1], [0, 1.00005]).beyond
+    whole = row([3, 4, 5, 6], [3, 5, 4, 6], "int64")
+    assert (whole.whole, whole.error, whole.beyond) == (True, 0.5, True)
+    assert not row([], []).beyond
+    found = Found("step_03", ("a", "b"), 1e-4, (whole,), ())
+    assert "50 % of x, whole numbers; where values that a choice is made from tie" in found.sentence
+
+
+def test_a_difference_that_watching_hides_is_said() -> None:
+    place = Place("logits.out", "node", "Gemm", "end of the step", "head", ("var/head.weight",))
+    inside, outside = Row(place, 0.0, 0.0, 0.0, False), Row(place, 1.0, 1.0, 1.0, True)
+    found = Found("step_03", ("a", "b"), 1e-4, (inside,), (outside,))
+    assert not found.agrees
+    assert "once each of them is an output: what differs is how nodes are joined" in found.sentence
 
 
 def test_only_part_of_a_graph_may_be_watched(pruned: Bundle) -> None:

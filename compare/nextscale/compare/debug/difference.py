@@ -22,14 +22,15 @@ Outputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor on both sides. ``error`` is the largest difference over max(1, std of the first side); for whole
-    numbers and truth values the share that differs. ``mean`` and ``largest`` are absolute."""
+    """One tensor on both sides. ``error`` is the largest difference over max(1, std of the first side); where ``whole``
+    (whole numbers and truth values) the share that differs. ``mean`` and ``largest`` are absolute."""
 
     place: Place
     error: float
     largest: float
     mean: float
     beyond: bool
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,14 @@ class Found:
         a, b = self.sides
         if (row := self.first) is not None:
             reads = f", which reads {' and '.join(row.place.weights)}" if row.place.weights else ""
-            return (
-                f"{self.graph}: {a} and {b} first differ at {row.place.words} ({row.place.operator}{reads}): "
-                f"{row.place.tensor} by {row.error:.2g} ({self.tolerance:.0e} is allowed)"
-            )
+            start = f"{self.graph}: {a} and {b} first differ at {row.place.words} ({row.place.operator}{reads})"
+            if row.whole:
+                return (
+                    f"{start}: {100 * row.error:.2g} % of {row.place.tensor}, whole numbers; where values that a "
+                    "choice is made from tie to rounding, two correct sides may choose differently, and what follows "
+                    "differs too"
+                )
+            return f"{start}: {row.place.tensor} by {row.error:.2g} ({self.tolerance:.0e} is allowed)"
         if outside := [row.place.tensor for row in self.plain if row.beyond]:
             return (
                 f"{self.graph}: {a} and {b} differ at {', '.join(outside)}, and agree on all {len(self.rows)} tensors "
@@ -133,10 +138,11 @@ def _rows(both: Sequence[Outputs], every: Sequence[Place], tolerance: float) -> 
     """Every tensor that both have, in the order of the graph."""
     one, other = both
     shared = [place for place in every if place.tensor in one and place.tensor in other]
-    return [_row(place, one[place.tensor], other[place.tensor], tolerance) for place in shared]
+    return [compared(place, one[place.tensor], other[place.tensor], tolerance) for place in shared]
 
 
-def _row(place: Place, one: NDArray[Any], other: NDArray[Any], tolerance: float) -> Row:
+def compared(place: Place, one: NDArray[Any], other: NDArray[Any], tolerance: float) -> Row:
+    """One tensor, as both sides made it."""
     if one.shape != other.shape or one.size == 0:
         same = one.shape == other.shape
         return Row(place, 0.0 if same else np.inf, 0.0 if same else np.inf, 0.0 if same else np.inf, not same)
@@ -145,7 +151,9 @@ def _row(place: Place, one: NDArray[Any], other: NDArray[Any], tolerance: float)
     with np.errstate(invalid="ignore", over="ignore"):
         differences = np.where(equal, 0.0, np.abs(a - b))
     differences[np.isnan(differences)] = np.inf
-    whole = one.dtype.kind not in "fc"
-    spread = a[np.isfinite(a)].std() if np.isfinite(a).any() else 0.0
-    error = float(np.mean(~equal)) if whole else float(differences.max() / max(1.0, spread))
-    return Row(place, error, float(differences.max()), float(differences.mean()), error > (0 if whole else tolerance))
+    largest, mean = float(differences.max()), float(differences.mean())
+    if one.dtype.kind not in "fc":
+        return Row(place, float(np.mean(~equal)), largest, mean, not bool(equal.all()), whole=True)
+    spread = float(a[np.isfinite(a)].std()) if np.isfinite(a).any() else 0.0
+    error = largest / max(1.0, spread)
+    return Row(place, error, largest, mean, error > tolerance)
