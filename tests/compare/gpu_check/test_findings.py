@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextscale.compare.gpu_check.findings import FAILED, NOT_RUN, PASSED, Failed, Figures, Notes, NotRun
-from nextscale.compare.gpu_check.pictures import covered
+from nextscale.compare.gpu_check.pictures import covered, most
 from nextscale.plan.errors import EnvironmentProblem
 
 
@@ -48,6 +48,13 @@ def test_what_does_not_fit_is_not_begun() -> None:
     assert notes.ask("slow", {}, dict, expected=11), "what it really takes counts from then on"
     notes._longest["slow"] = 12
     assert not notes.ask("slow", {}, lambda: raising(AssertionError()), expected=1)
+
+
+def test_what_takes_longest_comes_first() -> None:
+    found = most([("copy", 1.0), ("gemm", 5.0), ("copy", 1.0), ("norm", 3.0)], count=2)
+    assert [(row["name"], row["calls"], row["share"]) for row in found] == [("gemm", 1, 0.5), ("norm", 1, 0.3)]
+    assert found[0]["seconds"] == pytest.approx(5e-6)
+    assert most([]) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=12))

@@ -109,7 +109,7 @@ def memory(report: MemoryReport, taken: int | None) -> Figures:
 
 
 def idle(run: Callable[[], object]) -> Figures:
-    """The share of a picture in which the GPU does nothing: what the host costs between and within steps."""
+    """The share of a picture in which the GPU does nothing, between and within steps, and what it does longest."""
     from torch.profiler import ProfilerActivity, profile
 
     run()
@@ -121,7 +121,19 @@ def idle(run: Callable[[], object]) -> Figures:
     if not spans:
         raise NotRun("the profiler sees no work on the GPU: CUPTI is not there, or not allowed")
     busy, whole = covered(spans), max(end for _, end in spans) - min(start for start, _ in spans)
-    return {"busy": busy * 1e-6, "span": whole * 1e-6, "idle_share": 1 - busy / whole if whole else 0.0}
+    longest = most([(str(e.name), end - start) for e, (start, end) in zip(events, spans, strict=True)])
+    share = 1 - busy / whole if whole else 0.0
+    return {"busy": busy * 1e-6, "span": whole * 1e-6, "idle_share": share, "longest": longest}
+
+
+def most(work: Sequence[tuple[str, float]], count: int = 8) -> list[dict[str, Any]]:
+    """What takes longest, by name: microseconds to seconds, how often, and its share of all."""
+    total, seconds = sum(length for _, length in work), dict[str, float]()
+    for name, length in work:
+        seconds[name] = seconds.get(name, 0.0) + length
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])[:count]
+    calls = [name for name, _ in work]
+    return [{"name": n, "seconds": s * 1e-6, "calls": calls.count(n), "share": s / total} for n, s in ordered]
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
