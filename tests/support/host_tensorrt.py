@@ -254,7 +254,9 @@ def write_target(
     engines = []
     for graph in bundle.manifest.graphs:
         path = folder / f"{graph.name}.engine"
-        path.write_bytes(lift_weights(bundle.path(graph.file)).SerializeToString())
+        source = bundle.path(graph.file)
+        model = onnx.load(source) if settings["weights"] == "embedded" else lift_weights(source)
+        path.write_bytes(model.SerializeToString())
         sha256 = bundle.manifest.files[graph.file].sha256
         engines.append(Engine(graph.name, path.name, sha256, hash_file(path), path.stat().st_size, 0.1, 3, 0, None))
     (folder / FILE_NAME).write_text(dumps(make_target(Settings(**settings), bundle.manifest.name, tuple(engines), {})))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,19 @@ def test_every_function_of_the_module_is_in_the_table() -> None:
         if module is not None:
             assert hasattr(module, node.attr), f"line {node.lineno}: {node.attr}"
             assert node.attr in known | NAMES[module], f"line {node.lineno}: {node.attr} is in no table of this test"
+
+
+def test_one_module_calls_cuda() -> None:
+    """By import statements and by names given to ``import_module``; the compiler beside it needs no GPU."""
+    found = set()
+    for path in Path(ours.__file__).parent.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+            if any(re.fullmatch(r"cuda\.(core|bindings)(\.\w+)*", name) for name in names):
+                found.add(path.name)
+    assert found == {"cuda.py", "nvrtc.py"}
 
 
 def test_enums_and_attributes() -> None:

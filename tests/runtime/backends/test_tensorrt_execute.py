@@ -178,17 +178,6 @@ def test_broken_weights_are_seen_although_nothing_waits(gpu: Any) -> None:
             pipeline.generate([0], seed=0)
 
 
-def test_compiled_kernels_are_kept_for_the_next_start(gpu: Any, tmp_path: Path) -> None:
-    gpu.build("tensorrt-rtx", (1,))
-    pipeline = gpu.open("tensorrt-rtx")
-    for seed in range(2):
-        pipeline.generate([0], seed=seed)
-    (kept,) = (tmp_path / "cache/nextscale/tensorrt-rtx").iterdir()
-    assert kept.read_bytes().startswith(b"begin")
-    kept.write_bytes(b"of another card")
-    gpu.open("tensorrt-rtx").generate([0], seed=0)
-
-
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -242,9 +231,20 @@ def test_an_engine_of_another_graph(gpu: Any, monkeypatch: pytest.MonkeyPatch) -
         gpu.open()
 
 
+def test_weights_inside_need_no_arena(gpu: Any, reference: Any) -> None:
+    gpu.build(weights="embedded", weights_sha256=gpu.bundle.manifest.files["weights.safetensors"].sha256)
+    pipeline = gpu.open(batch_sizes=(1,))
+    assert set(pipeline.memory.fixed) == {"engines"}
+    for seed in range(3):
+        assert equal(pipeline.generate([2], seed=seed), reference([2], seed=seed))
+
+
 def test_weights_outside_of_an_engine_that_has_them_inside(gpu: Any) -> None:
-    sha256 = gpu.bundle.manifest.files["weights.safetensors"].sha256
-    gpu.build(weights="embedded", weights_sha256=sha256)
+    """A target whose manifest was changed by hand."""
+    folder = gpu.build()
+    data = json.loads((folder / "target.json").read_text())
+    changed = {"weights": "embedded", "weights_sha256": gpu.bundle.manifest.files["weights.safetensors"].sha256}
+    (folder / "target.json").write_text(json.dumps({**data, **changed}))
     with pytest.raises(BackendError, match=r"asks for the weights \('var/class_emb\.weight',\)"):
         gpu.open()
 

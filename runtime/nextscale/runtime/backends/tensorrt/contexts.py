@@ -29,7 +29,7 @@ class ContextMaker:
         self._compiles = library.flavor == "tensorrt-rtx"
         self._path = _cache_path(library, opened)
         self._cache: Any = None
-        self._kept = 0
+        self._kept, self._tried = 0, False
 
     def make(self, engine: Any, graph: str) -> Any:
         """A context of ``engine``; no device memory for its activations is taken."""
@@ -47,8 +47,14 @@ class ContextMaker:
         accepted(f"share compiled kernels with {graph}", config.set_runtime_cache(self._cache))
         return accepted(what, engine.create_execution_context(config))
 
+    def keep_once(self) -> None:
+        """Write what was compiled, the first time that this is called: by then every kernel has run."""
+        if not self._tried:
+            self.keep()
+
     def keep(self) -> None:
         """Write what was compiled since the last time; a folder that cannot be written is no error."""
+        self._tried = True
         content = self._cache.serialize() if self._cache is not None else None
         data = b"" if content is None else bytes(content)
         if len(data) <= self._kept:

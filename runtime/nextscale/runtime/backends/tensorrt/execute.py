@@ -192,7 +192,7 @@ class Engines(Resident):
             if isinstance(call, EngineCall):
                 call.captured = True  # from here on, also where the capture fails
         made = record(stream, fresh)
-        self._makers.keep()
+        self._makers.keep_once()
         return made
 
     def close(self) -> None:
