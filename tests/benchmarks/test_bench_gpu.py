@@ -79,11 +79,12 @@ def test_what_was_not_measured_has_no_bar() -> None:
 
 
 def test_one_case_goes_through_on_the_cpu(
-    tiny_checkpoint: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: tuple[Path, Path], tiny_traced: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "lacking_compiler", lambda device: "not in a test")
     way, notes = Way("onnxruntime", "cpu", lambda: make_backend("onnxruntime", "cpu", 1)), Notes(600)
     one = bench.Bench(tiny_checkpoint, tmp_path, "cpu", [way], notes, runs=2)
+    one.traced = tiny_traced
     case = bench.Case("demo", "demo", "fp32", 2)
     one.run(case)
     one.compiled(case)

@@ -33,15 +33,15 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def exported_once(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first check that exports a bundle does so for all of them."""
+def exported_once(exports: Path, tiny_traced: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first check that exports a bundle does so for all of them, with what other tests have traced."""
     from nextscale.compare.gpu_check import check
 
     export = check.export
 
-    def once(checkpoint: Checkpoint, name: str, precision: str, folder: Path, *more: Any) -> Bundle:
+    def once(checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Any, tick: Any) -> Bundle:
         there = exports / f"{name}-{precision}"
-        return open_bundle(there) if there.exists() else export(checkpoint, name, precision, exports, *more)
+        return open_bundle(there) if there.exists() else export(checkpoint, name, precision, exports, tiny_traced, tick)
 
     monkeypatch.setattr(check, "export", once)
 
