@@ -39,7 +39,8 @@ class ContextMaker:
         config = accepted(what, engine.create_runtime_config())
         config.set_execution_context_allocation_strategy(self._strategy)
         # Graphs are captured by us, so not inside; kernels are compiled now, not exchanged while a captured graph runs.
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+        strategy = config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+        accepted(f"leave capture of {graph} to its caller", config.cuda_graph_strategy == strategy)
         config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         if self._cache is None:
             self._cache = accepted(what, config.create_runtime_cache())
