@@ -248,3 +248,14 @@ def test_torch_compile_is_a_column(tiny_checkpoint: tuple[Path, Path], tiny_bund
     assert data["sides"][1]["warm_up"] == compiled.warm_up
     assert data["parity"].keys() == {"torch.compile full", "full"}
     assert len(data["parity"]["torch.compile full"]["steps"]) == 4
+
+
+def test_eager_alone_compares_the_full_model_with_the_plan(
+    tiny_checkpoint: tuple[Path, Path], tiny_pruned_bundle: Path, tmp_path: Path
+) -> None:
+    options = Options(pictures=1, threads=1, memory=False, backends=("eager",))
+    found = compare([tiny_pruned_bundle], *tiny_checkpoint, tmp_path / "report", options)
+    assert list(found.measured.records) == ["eager full", "eager as pruned"]
+    assert found.held
+    assert found.verdicts == ()
+    assert "<h1>eager full, eager as pruned against eager PyTorch</h1>" in found.report.read_text(encoding="utf-8")
