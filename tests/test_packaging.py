@@ -21,7 +21,7 @@ EXTRAS = {
     "": ["numpy", "safetensors.numpy", "PIL.Image", "typer", "nextscale.plan", "nextscale.runtime"],
     "cpu": ["onnxruntime", "nextscale.runtime"],
     "cuda": ["onnxruntime", "cuda.core"],
-    "rtx": ["tensorrt_rtx", "onnx"],
+    "rtx": ["tensorrt_rtx", "onnx", "filelock", "cuda.core", "cuda.bindings.nvrtc"],
     "debug": ["polygraphy"],
     "export": ["torch", "onnx", "onnxscript", "huggingface_hub", "onnx_ir", "filelock", "nextscale.export"],
     "compare": ["torch", "jinja2", "nextscale.compare"],
