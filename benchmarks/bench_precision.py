@@ -111,6 +111,7 @@ class Counts:
     forced: int
     batch: int
     minutes: float = math.inf
+    seed: int = SEED
 
 
 def measure(
@@ -129,7 +130,7 @@ def measure(
     for number in range(batches):
         if time.monotonic() - start > 60 * counts.minutes:
             break
-        request = request_of(number, counts.batch, models[FLOAT32[0]])
+        request = request_of(number, counts.batch, models[FLOAT32[0]], counts.seed)
         truth: dict[str, tuple[NDArray[np.float32], list[Prediction]]] = {}  # by recipe: pictures, steps
         for variant, seen in free.items():
             progress("free", done, total, str(variant))
@@ -156,12 +157,12 @@ def draws(steps: int) -> list[Matches]:
     return [Matches() for _ in range(steps)]
 
 
-def request_of(number: int, batch: int, eager: Eager) -> Request:
+def request_of(number: int, batch: int, eager: Eager, seed: int = SEED) -> Request:
     """The batch of that number: its classes go round, its noise is its own, settings are the recipe's."""
     settings = dict(eager.plan.defaults)
     return Request(
         [(number * batch + i) % eager.var.model.classes for i in range(batch)],
-        seed=SEED + number,
+        seed=seed + number,
         guidance_scale=settings["guidance_scale"],
         top_p=settings["top_p"],
         temperature=settings["temperature"],
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=4000, help="free ones of each variant, rounded up to batches")
     parser.add_argument("--forced", type=int, default=128, help="how many of them are forced too")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first batch; the next one's is one higher")
     parser.add_argument("--minutes", type=float, default=math.inf, help="no batch is begun after these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -206,7 +208,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     checkpoint = load_checkpoint(options.checkpoint / "var.safetensors", options.checkpoint / "vae.safetensors")
     judge = load_judge(options.checkpoint / "judge.safetensors")
-    counts = Counts(options.pictures, options.forced, options.batch, options.minutes)
+    counts = Counts(options.pictures, options.forced, options.batch, options.minutes, options.seed)
     with Progress() as progress:
         free, forced = measure(checkpoint, judge, counts, progress)
     done = sum(map(len, free[FLOAT32[0]].right))
@@ -216,7 +218,7 @@ def main() -> None:
         "forced": min(done, math.ceil(options.forced / options.batch) * options.batch),
         "batch": options.batch,
         "threads": options.threads,
-        "seeds": [SEED, SEED + done // options.batch - 1],
+        "seeds": [options.seed, options.seed + done // options.batch - 1],
         "defaults": dict(RECIPES["demo"].defaults),
     }
     report = {"machine": asdict(this_machine()), "settings": settings} | report_of(free, forced)

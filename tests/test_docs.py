@@ -270,6 +270,9 @@ def test_every_float32_part_has_its_measured_reason() -> None:
         assert f"- **{what}** (RMS {fp16:.2f} and {bf16:.2f} times)" in page
     assert report["settings"]["how"].endswith("not measured on hardware yet")
     assert report["settings"]["how"] in page
+    again = json.loads(text("benchmarks/results/precision_again.json"))
+    said = f"{again['settings']['pictures']} pictures, {100 * again['loss']:.2f} points lost, with a standard error of"
+    assert f"{said} {100 * again['loss_standard_error']:.2f}" in " ".join(page.split())
 
 
 def test_the_readme_s_figures_are_the_committed_results() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,15 @@ def test_errors_are_counted() -> None:
     errors.add(values, values)
     assert math.isnan(errors.largest)
     assert share([Matches(1, 4), Matches(2, 2)]) == 0.5
+
+
+def test_batches_have_seeds_of_their_own() -> None:
+    eager = pruned()
+    eager.plan = replace(eager.plan, defaults=(("guidance_scale", 2.0), ("top_p", 0.9), ("temperature", 1.0)))
+    first, second, other = (bench.request_of(n, 16, eager, seed) for n, seed in ((0, 7), (1, 7), (1, 8)))
+    assert [r.seed for r in (first, second, other)] == [7, 8, 9]
+    assert list(first.labels) == [i % 5 for i in range(16)]
+    assert list(second.labels) == [i % 5 for i in range(16, 32)]
 
 
 def test_a_small_run_fills_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
