@@ -273,6 +273,11 @@ def test_every_float32_part_has_its_measured_reason() -> None:
     again = json.loads(text("benchmarks/results/precision_again.json"))
     said = f"{again['settings']['pictures']} pictures, {100 * again['loss']:.2f} points lost, with a standard error of"
     assert f"{said} {100 * again['loss_standard_error']:.2f}" in " ".join(page.split())
+    runs = [(report["settings"]["pictures"], report["exported"][1]["loss"])]
+    runs.append((again["settings"]["pictures"], again["loss"]))
+    pictures = sum(n for n, _ in runs)
+    gained = -100 * sum(n * loss for n, loss in runs) / pictures
+    assert f"pooled, bf16 gains {gained:.2f} points over {pictures} pictures" in " ".join(page.split())
 
 
 def test_the_readme_s_figures_are_the_committed_results() -> None:
