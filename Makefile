@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.nextscale-ready
 
-.PHONY: demo test lint bench bench-gpu setup
+.PHONY: demo test lint bench bench-precision bench-gpu setup
 
 demo: $(READY)
 	$(BIN)/nextscale demo
@@ -17,11 +17,17 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Every benchmark is a script that prints its table: benchmarks/bench_*.py. Those that need a GPU say so and stop.
+# Every benchmark is a script that prints its table: benchmarks/bench_*.py --help.
 bench: $(READY)
-	set -e; for script in benchmarks/bench_*.py; do \
-	  case $$script in */bench_gpu.py|*/bench_scatter_restore.py) continue;; esac; $(BIN)/python $$script; done
+	$(BIN)/python benchmarks/bench_export.py
+	$(BIN)/python benchmarks/bench_build.py
 
+# An hour and more.
+bench-precision: $(READY)
+	$(BIN)/python benchmarks/bench_precision.py
+	$(BIN)/python benchmarks/bench_precision_graphs.py
+
+# Without a GPU each says so and stops.
 bench-gpu: $(READY)
 	$(BIN)/python benchmarks/bench_scatter_restore.py
 	$(BIN)/python benchmarks/bench_gpu.py

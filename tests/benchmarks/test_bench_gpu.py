@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("torch")
 REPOSITORY = Path(__file__).parents[2]
-sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import bench_gpu as bench  # noqa: E402
 

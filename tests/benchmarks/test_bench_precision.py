@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 for needed in ("torch", "matplotlib"):
     pytest.importorskip(needed)
 REPOSITORY = Path(__file__).parents[2]
-sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import bench_precision as bench  # noqa: E402
 import torch  # noqa: E402

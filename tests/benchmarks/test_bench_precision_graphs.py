@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 for needed in ("torch", "onnx", "onnxruntime", "matplotlib"):
     pytest.importorskip(needed)
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import bench_precision_graphs as bench  # noqa: E402
 import torch  # noqa: E402

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 import support_table as support
 
 PLAIN, TWIN = "onnxruntime CPU, eager inputs", "float32 twin on onnxruntime CPU, eager inputs"
