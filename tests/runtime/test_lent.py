@@ -34,7 +34,7 @@ def picture_shape(pipeline: Pipeline, count: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("count", [1, 3, 5])  # a full batch, another, a full one and one that is filled up
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_pictures_go_where_the_caller_says(made: Pipeline, count: int, library: str) -> None:
+def test_pictures_go_where_the_caller_says(made: Pipeline, count: int, library: str, tmp_path: Path) -> None:
     labels = [0, 1, 2, 0, 1][:count]
     shape = picture_shape(made, count)
     out: Any = np.full(shape, -1, np.float32) if library == "numpy" else torch.full(shape, -1.0)
@@ -45,7 +45,8 @@ def test_pictures_go_where_the_caller_says(made: Pipeline, count: int, library: 
         for ours, theirs in zip(result.tokens, expected.tokens, strict=True):
             assert np.array_equal(ours, theirs)
         with pytest.raises(InputError, match="given as out"):
-            result.save("nowhere")
+            result.save(tmp_path / "nowhere")
+        assert not (tmp_path / "nowhere").exists()
 
 
 def test_pictures_of_a_call_that_is_watched_go_there_too(made: Pipeline) -> None:

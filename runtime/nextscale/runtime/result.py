@@ -155,10 +155,10 @@ class Result:
         from PIL import Image
         from PIL.PngImagePlugin import PngInfo
 
-        paths = []
+        paths, pictures = [], self.images
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            for i, pixels in enumerate(self.images):
+            for i, pixels in enumerate(pictures):
                 info = PngInfo()
                 for key, text in self.metadata(i).items():
                     info.add_itxt(key, text)
