@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from nextscale.runtime.backends.onnxruntime import OnnxRuntime
-from nextscale.runtime.buffers import Slot
+from nextscale.runtime.backends.onnxruntime import OnnxRuntime, Sessions
+from nextscale.runtime.buffers import Slot, unrolled
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE
 from nextscale.runtime.memory import process_memory
@@ -23,12 +23,15 @@ def main(folder: Path, prepack: bool) -> None:
         proto = onnx.load(bundle.path(graph.file), load_external_data=False)
         read |= {i.name for i in proto.graph.initializer if any(e.value == WEIGHTS_FILE for e in i.external_data)}
     backend = OnnxRuntime(threads=1, prepack=prepack)
-    slot, held = Slot(manifest, backend, images=1), []
-    slot._memory.view(0, (slot.layout.size,), "uint8")[...] = 0  # touched, so counted before
+    graphs, held = unrolled(manifest.graphs), []
+    slot = Slot(graphs, manifest.guidance_rows, Sessions({}, 0, (1,)), images=1)
+    slot.memory.view(0, (slot.layout.size,), "uint8")[...] = 0  # touched, so counted before
     before = process_memory()
-    for graph in manifest.steps:
-        held.append(slot.call(graph, backend.load(bundle.path(graph.file), graph), 1))
-        held[-1].execute()
+    for graph in graphs:
+        if graph.step is not None:
+            bound = ([slot.bound(t, 1) for t in tensors] for tensors in (graph.inputs, graph.outputs))
+            held.append(backend.load(bundle.path(graph.file), graph).prepare(*bound))
+            held[-1].execute()
     after = process_memory()
     if before and after:
         weights = sum(4 * prod(manifest.weights[name].shape) for name in read)
