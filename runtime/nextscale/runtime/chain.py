@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nextscale.runtime.backends.base import Bound, Call, Loaded
-from nextscale.runtime.buffers import CHECKED, IMAGE, KEYS, Slot, flags, is_noise
+from nextscale.runtime.buffers import CHECKED, IMAGE, KEYS, Slot, flags, is_noise, requested
 from nextscale.runtime.errors import NonFiniteError
 from nextscale.runtime.manifest import Graph
 from nextscale.runtime.ranges import span
 
+_PICTURE = "picture"
+_PLAIN = {"labels": 0, "tokens": -1}  # of a request that is run for its own sake; settings are 1
 _MOST_LENT = 8  # calls bound to a caller's own arrays that a slot remembers
 
 
@@ -21,7 +23,7 @@ class Link:
     """One graph, bound: its noise, itself, and the looks for NaN and infinity in what it made."""
 
     def __init__(self, name: str, noise: Sequence[Call], run: Sequence[Call]) -> None:
-        self.name, self.calls, self.warm = name, (*noise, *run), False
+        self.name, self.calls = name, (*noise, *run)
         self._noise, self._run = tuple(noise), tuple(run)
 
     def execute(self) -> tuple[float, float]:
@@ -33,15 +35,14 @@ class Link:
         with span(self.name):
             for call in self._run:
                 call.execute()
-        self.warm = True
         return drawn - start, time.perf_counter() - drawn
 
 
 class Chain:
-    """All graphs on one slot. What runs again runs captured where the backend ``replays``, once a first run went well.
+    """All graphs on one slot. Where the backend ``replays``, they run captured: the whole picture, and each by itself.
 
-    ``graphs`` are unrolled; where the backend replays, all are bound now for all of ``batch_sizes``, so that nothing is
-    taken later. Whoever calls holds the slot's lock.
+    ``graphs`` are unrolled. What is captured is bound, run and captured now for all of ``batch_sizes``, so that nothing
+    is taken later. Whoever calls holds the slot's lock.
     """
 
     def __init__(
@@ -56,8 +57,7 @@ class Chain:
         self._lent: dict[tuple[object, ...], Link] = {}
         self._captured: dict[tuple[object, ...], Call] = {}
         for images in batch_sizes if replays else ():
-            for graph in (self.begin, *self.steps, self.reading(0), self.reading(1)):
-                self._link(graph, images)
+            self._warm(images)
 
     def reading(self, turn: int) -> Graph:
         """``decode`` on the code sum buffer number ``turn``; ``last`` is that of the last step's."""
@@ -66,25 +66,23 @@ class Chain:
 
     def execute(self, graph: Graph, images: int) -> tuple[float, float]:
         """One graph on the slot's buffers; returns the host's seconds on noise and on the rest."""
-        link = self._link(graph, images)
-        if not (self.replays and link.warm):
-            return link.execute()
+        captured = self._captured.get((*_key(graph), images))
+        if captured is None:
+            return self._link(graph, images).execute()
         start = time.perf_counter()
         with span(graph.name):
-            self._capture((*_key(graph), images), [link]).execute()
+            captured.execute()
         return 0.0, time.perf_counter() - start
 
-    def picture(self, images: int, decode: bool) -> float:
-        """The whole pass, ``decode`` included or not, with nothing of the host in between; returns its seconds."""
-        links = [self._link(graph, images) for graph in (self.begin, *self.steps, *([self.last] if decode else []))]
-        start = time.perf_counter()
-        with span("picture"):
-            if self.replays and all(link.warm for link in links):
-                self._capture(("picture", images, decode), links).execute()
-            else:
-                for link in links:
-                    link.execute()
-        return time.perf_counter() - start
+    def picture(self, images: int, decode: bool) -> None:
+        """The whole pass, ``decode`` included or not, with nothing of the host in between."""
+        captured = self._captured.get((_PICTURE, images)) if decode else None
+        with span(_PICTURE):
+            if captured is not None:
+                captured.execute()
+                return
+            for graph in (self.begin, *self.steps, *([self.last] if decode else [])):
+                self.execute(graph, images)
 
     def decode(self, graph: Graph, images: int, given: Mapping[str, int]) -> None:
         """``decode`` with the tensors of ``given`` at those addresses, a caller's own."""
@@ -113,11 +111,23 @@ class Chain:
             self._links[key] = self._bind(graph, images, {})
         return self._links[key]
 
-    def _capture(self, key: tuple[object, ...], links: Sequence[Link]) -> Call:
-        if key not in self._captured:
-            calls = [call for link in links for call in link.calls]
-            self._captured[key] = self._loaded.capture(self.slot.memory, calls)
-        return self._captured[key]
+    def _warm(self, images: int) -> None:
+        """Run all graphs once on a plain request, whatever comes of it, and capture them: together, and one by one."""
+        for graph in (self.begin, *self.steps):
+            for tensor in requested(graph):
+                self.slot.view(tensor, images)[...] = _PLAIN.get(tensor.source or "", 1)
+        self.slot.push_requests()
+        links = {
+            graph: self._link(graph, images) for graph in (self.begin, *self.steps, self.reading(0), self.reading(1))
+        }
+        for link in links.values():
+            link.execute()
+        self.slot.memory.wait()
+        together = [call for graph in (self.begin, *self.steps, self.last) for call in links[graph].calls]
+        self._captured[_PICTURE, images] = self._loaded.capture(self.slot.memory, together)
+        for graph, link in links.items():
+            self._captured[(*_key(graph), images)] = self._loaded.capture(self.slot.memory, link.calls)
+        self.slot.memory.wait()
 
     def _bind(self, graph: Graph, images: int, given: Mapping[str, int]) -> Link:
         loaded, slot = self._loaded, self.slot

@@ -14,7 +14,8 @@ class MemoryReport:
 
     ``fixed`` is held once for all slots: the weights above all. ``slot`` is one slot's buffers, sized for ``images``
     pictures in a pass, and ``scratch`` what its graphs need while they run: the largest one's, once per slot. None:
-    the backend keeps scratch of its own, on top; ``taken`` is how much of that it was seen to take when it was opened.
+    the backend keeps scratch of its own, on top. ``taken`` is what else was seen to go when a device's slots were made:
+    that scratch, contexts, captured graphs.
     """
 
     fixed: Mapping[str, int]
@@ -37,8 +38,9 @@ class MemoryReport:
     def __str__(self) -> str:
         parts = [f"{cause} (one copy) {_mb(size)}" for cause, size in self.fixed.items()]
         parts += [f"{cause} {_mb(size)}" for cause, size in self.slot.items()]
-        own = f"scratch of the backend's own {_mb(self.taken)}" if self.taken else "scratch of the backend's own"
-        parts.append(own if self.scratch is None else f"scratch {_mb(self.scratch)}")
+        parts.append("scratch of the backend's own" if self.scratch is None else f"scratch {_mb(self.scratch)}")
+        if self.taken:
+            parts.append(f"seen to go beside {_mb(self.taken)}")
         return f"{', '.join(parts)}; {self.slots} slot(s) of {self.images} pictures, total {_mb(self.total)}"
 
 

@@ -50,6 +50,7 @@ class Pipeline:
             images=images,
         )
         log.info("%s", self.memory)
+        free = loaded.free_memory()
         try:
             made = [
                 Chain(graphs, loaded, Slot(graphs, rows, loaded, images), backend.replays, self.batch_sizes)
@@ -58,7 +59,10 @@ class Pipeline:
         except BaseException:
             loaded.close()
             raise
-        self.memory = dataclasses.replace(self.memory, taken=loaded.taken)
+        left = loaded.free_memory()
+        if free is not None and left is not None:
+            known = slots * (sum(self.memory.slot.values()) + (self.memory.scratch or 0))
+            self.memory = dataclasses.replace(self.memory, taken=max(free - left - known, 0))
         self._slots = SlotPool(made, wait, loaded.close)
 
     @classmethod

@@ -93,8 +93,9 @@ class SlotPool:
     def _release_if_done(self) -> None:
         """Under the lock: memory goes back when nobody can use it any more, and once."""
         if self.closed and len(self._free) == self._count:
-            self._free.clear()
-            self._release()
+            chains, self._free = self._free, []
+            self._release()  # waits for what chains have asked for, so they go after it
+            del chains
 
     def _wait_for_one(self, control: Control) -> Chain:
         end, ticket = time.monotonic() + self._wait, object()

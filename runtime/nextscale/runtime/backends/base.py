@@ -89,14 +89,12 @@ class Loaded(ABC):
 
     ``batch_sizes`` are those that passes may have. ``fixed`` are bytes by cause that are held once, whatever the slots:
     weights, engines. ``scratch`` is what one slot's graphs need on top of its buffers while they run, the largest's;
-    None where the backend's own allocator keeps it. All are known before a slot is allocated; ``taken`` are the bytes
-    that such an allocator was seen to take, once graphs are prepared.
+    None where the backend's own allocator keeps it. All are known before a slot is allocated.
     """
 
     batch_sizes: tuple[int, ...]
     fixed: Mapping[str, int]
     scratch: int | None = None
-    taken: int = 0
 
     @abstractmethod
     def allocate(self, size: int, visible: int) -> Memory:
@@ -127,6 +125,10 @@ class Loaded(ABC):
     def capture(self, memory: Memory, calls: Sequence[Call]) -> Call:
         """One call that runs them all in order; each of them has run before."""
         return InOrder(calls)
+
+    def free_memory(self) -> int | None:
+        """Bytes of the device that nobody holds now; None on the host."""
+        return None
 
     def close(self) -> None:
         """Give back what is held; no call of it runs any more. Memory of the host goes with its last reference."""
