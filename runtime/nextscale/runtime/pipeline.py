@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +22,7 @@ from nextscale.runtime.buffers import Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.chain import Chain
 from nextscale.runtime.decoding import Floats, decode_arrays, decode_host
+from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.memory import MemoryReport
 from nextscale.runtime.passes import Lease, Pass
@@ -262,6 +263,10 @@ class Pipeline:
                 for pictures, images in passes(len(request), self.batch_sizes):
                     part = request.part(pictures)
                     yield Pass(self.manifest.plan, lease, part, images, pictures.start, check, self._decode_late)
+            except BaseException:
+                with suppress(BackendError):  # what a device was still asked for is not to meet the next call's
+                    chain.slot.memory.wait()
+                raise
             finally:
                 lease.end()
 
