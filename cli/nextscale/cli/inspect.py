@@ -11,6 +11,7 @@ from nextscale.cli.options import BundleFolder, Json
 if TYPE_CHECKING:
     from nextscale.runtime.bundle import Bundle
     from nextscale.runtime.manifest import Source
+    from nextscale.runtime.targets.manifest import Target
 
 
 def inspect(
@@ -90,10 +91,13 @@ def _print_targets(opened: Bundle) -> None:
         settings = f"weights {target.weights}, restore {target.restore}"
         size = size_text(sum(engine.size for engine in target.engines))
         batch = ",".join(map(str, target.batch_sizes))
-        rows.append((folder.name, target.library_version, batch, settings, str(len(target.engines)), size))
+        scratch = _scratch(target)
+        need = "the card tells" if scratch is None else size_text(scratch)
+        rows.append((folder.name, target.library_version, batch, settings, str(len(target.engines)), size, need))
     if rows:
-        numeric = (False, False, False, False, True, True)
-        print_table(("target", "built by", "batch", "settings", "engines", "size"), rows, numeric, "targets")
+        numeric = (False, False, False, False, True, True, True)
+        columns = ("target", "built by", "batch", "settings", "engines", "size", "scratch")
+        print_table(columns, rows, numeric, "targets")
 
 
 def _targets(opened: Bundle) -> list[dict[str, Any]]:
@@ -106,8 +110,15 @@ def _targets(opened: Bundle) -> list[dict[str, Any]]:
             found.append({"folder": str(folder), "problem": target})
             continue
         size = sum(engine.size for engine in target.engines)
-        found.append({"folder": str(folder), "bytes": size, **strict.write(target.settings)})
+        sizes = {"bytes": size, "scratch_bytes": _scratch(target)}
+        found.append({"folder": str(folder), **sizes, **strict.write(target.settings)})
     return found
+
+
+def _scratch(target: Target) -> int | None:
+    """What a slot's engines need while they run, the largest of them; None where only the card can tell."""
+    needs = [max(engine.scratch.values()) for engine in target.engines if engine.scratch is not None]
+    return max(needs) if len(needs) == len(target.engines) else None
 
 
 def _report(opened: Bundle, verify: bool, images: int) -> dict[str, Any]:
