@@ -221,6 +221,35 @@ def test_ctrl_c_stops_a_build_and_the_next_one_takes_up_what_is_finished(
     assert [path.name for path in place.iterdir()] == [NAME]
 
 
+def test_an_interrupted_build_says_what_is_kept(
+    nextscale: Command, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here by what the monitor raises, at an engine that is chosen."""
+    import nextscale.cli.progress as progress
+
+    stop = ""
+
+    def interrupt(self: object, stage: str, done: int, total: int, what: str) -> None:
+        if what == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.Progress, "__call__", interrupt)
+    monkeypatch.chdir(tmp_path)
+    command = ("build", toy, *RTX, "--target", "sm86", "-o", "t")
+    for at, options, says in (
+        ("begin", (), "no engine was finished"),
+        ("step_00", (), "the one engine that is finished goes into the next build"),
+        ("step_01", (), "the 2 engines that are finished go into the next build"),
+        ("begin", ("--batch", "2"), "no engine was finished"),
+        ("step_01", ("--force",), "with --force nothing is"),
+    ):
+        stop = at
+        run = nextscale(*command, *options)
+        assert run.status == 130
+        assert run.err.splitlines()[-1] == f"nextscale: interrupted; nothing half-written was kept, {says}"
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux tells")
 def test_a_killed_build_leaves_no_process_and_nothing_that_looks_finished(
     nextscale: Command, toy: Path, tmp_path: Path

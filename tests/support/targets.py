@@ -28,12 +28,13 @@ def build(
     settings: Settings | None = None,
     said: list[str] | None = None,
     told: Callable[[str, int, int, str], None] = lambda stage, done, total, what: None,
+    force: bool = False,
     **wishes: Any,
 ) -> Report:
     """Builds in ``place``; ``said`` collects what is said."""
     say = (lambda sentence: None) if said is None else said.append
     opened = open_bundle(bundle, verify="size")
-    return build_target(opened, settings or settings_of(bundle, **wishes), place, told, say=say)
+    return build_target(opened, settings or settings_of(bundle, **wishes), place, told, force, say)
 
 
 def edit_target(folder: Path, edit: Callable[[Any], Any]) -> None:

@@ -129,23 +129,28 @@ def _tell_cost(bundle: Bundle, targets: int) -> None:
 
 def _build(bundle: Bundle, wanted: list[Settings], out: Path | None, force: bool) -> list[Report]:
     from nextscale.cli.progress import Progress
-    from nextscale.runtime.backends.tensorrt.build import build_target
-    from nextscale.runtime.targets.places import folder_name, writable_place
-    from nextscale.runtime.targets.publish import unfinished
+    from nextscale.runtime.backends.tensorrt.build import build_target, kept
+    from nextscale.runtime.targets.places import writable_place
 
-    place = out if out is not None else writable_place(bundle)
+    place = (out if out is not None else writable_place(bundle)).resolve()
     reports = []
     with Progress() as progress:
         for settings in wanted:
             try:
                 reports.append(build_target(bundle, settings, place, progress, force, _say))
             except KeyboardInterrupt as error:
-                kept = unfinished(place, folder_name(settings.flavor, settings.target, settings.precision))
-                then = (
-                    f"the {kept} engines that are finished go into the next build" if kept else "no engine was finished"
-                )
+                then = "with --force nothing is" if force else _kept(kept(bundle, settings, place))
                 raise Interrupted(f"interrupted; nothing half-written was kept, {then}") from error
     return reports
+
+
+def _kept(count: int) -> str:
+    match count:
+        case 0:
+            return "no engine was finished"
+        case 1:
+            return "the one engine that is finished goes into the next build"
+    return f"the {count} engines that are finished go into the next build"
 
 
 def _say(sentence: str) -> None:

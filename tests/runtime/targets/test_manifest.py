@@ -46,7 +46,7 @@ def test_it_reads_back_what_it_wrote(built: Path) -> None:
         (lambda d: d.pop("flavor"), "flavor: this key is missing"),
         (lambda d: d.update(flavor="onnx"), "'onnx' is none of tensorrt, tensorrt-rtx"),
         (lambda d: d.update(schema_version=2), "install a newer nextscale"),
-        (lambda d: d.update(schema_version=0), "build it again with `nextscale build`"),
+        (lambda d: d.update(schema_version=0), "manifest version 0, this nextscale reads 1"),
         (lambda d: d.update(schema_version=True), "expected the number 1"),
         (lambda d: d.update(target="86"), "'86' is not a compute capability such as sm86"),
         (lambda d: d.update(batch_sizes=[]), "batch_sizes"),

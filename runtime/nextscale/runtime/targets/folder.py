@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,13 @@ from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError, BundleError, ManifestError
 from nextscale.runtime.manifest import File
-from nextscale.runtime.targets.manifest import FILE_NAME, Engine, Settings, Target, loads
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Settings, Target, loads
 from nextscale.runtime.targets.places import beside, folder_name, in_cache
 from nextscale.runtime.targets.stale import GRAPH, Difference
 
 _LARGEST_MANIFEST = 2**20
+# What a file's refusal says of bundles behind its reason.
+_OF_BUNDLES = r"[:;,] (?:copy or export|and the bundle needs|a bundle holds|make a real copy)| its bundle"
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,20 @@ def open_target(folder: Path, bundle: Bundle, verify: str = "full") -> OpenTarge
             f"rebuild it with `{rebuild_command(bundle, target)}`"
         )
     for engine in target.engines:
-        try:
-            check_file(folder, engine.file, File(engine.sha256, engine.size), verify == "full")
-        except (BundleError, OSError) as error:
-            said = str(error).partition("; copy or export")[0].partition(": copy or export")[0]
-            raise BackendError(f"{said}; rebuild it with `{rebuild_command(bundle, target)} --force`") from error
+        if wrong := damage(folder, engine, verify == "full"):
+            raise BackendError(f"{folder}: {wrong}; rebuild it with `{rebuild_command(bundle, target)} --force`")
     return OpenTarget(folder, target)
+
+
+def damage(folder: Path, engine: Engine, hashed: bool = True) -> str | None:
+    """None where the file of an engine is what was written (``hashed``: byte by byte), else what is wrong with it."""
+    folder = folder.resolve()
+    try:
+        check_file(folder, engine.file, File(engine.sha256, engine.size), hashed)
+    except (BundleError, OSError) as error:
+        said = str(error).replace(f"{folder}{os.sep}", "")
+        return re.split(_OF_BUNDLES, said)[0]
+    return None
 
 
 def read_target(folder: Path) -> Target:
@@ -100,7 +112,10 @@ def read_target(folder: Path) -> Target:
             raise BackendError(f"{path} has {path.stat().st_size:,} bytes: no target's manifest is so long")
         return loads(path.read_bytes())
     except ManifestError as error:
-        raise BackendError(f"{path}: {error}; build the target again with `nextscale build ... --force`") from error
+        then = ", or" if isinstance(error, NewerManifest) else ";"
+        raise BackendError(
+            f"{path}: {error}{then} build the target again with `nextscale build ... --force`"
+        ) from error
     except OSError as error:
         raise BackendError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -25,6 +25,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TARGET = re.compile(r"sm[1-9][0-9]{1,2}")
 
 
+class NewerManifest(ManifestError):
+    """A manifest of a version that a newer nextscale writes."""
+
+
 @dataclass(frozen=True)
 class Plugin:
     """How a plugin is found in TensorRT's registry."""
@@ -180,9 +184,8 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _check_version(version: Any) -> None:
     if type(version) is not int:
         raise ManifestError(f"schema_version: expected the number {SCHEMA_VERSION}, found {version!r}")
-    if version != SCHEMA_VERSION:
-        newer = "install a newer nextscale, or " if version > SCHEMA_VERSION else ""
-        raise ManifestError(
-            f"this target has manifest version {version}, this nextscale reads {SCHEMA_VERSION}: {newer}"
-            "build it again with `nextscale build`"
-        )
+    said = f"this target has manifest version {version}, this nextscale reads {SCHEMA_VERSION}"
+    if version > SCHEMA_VERSION:
+        raise NewerManifest(f"{said}: install a newer nextscale")
+    if version < SCHEMA_VERSION:
+        raise ManifestError(said)

@@ -14,10 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nextscale.plan.errors import EnvironmentProblem, InputError
-from nextscale.runtime.bundle import check_file, hash_file
-from nextscale.runtime.errors import BundleError, ManifestError
-from nextscale.runtime.manifest import File
-from nextscale.runtime.targets.manifest import FILE_NAME, Engine, Target, dumps, loads
+from nextscale.runtime.bundle import hash_file
+from nextscale.runtime.errors import ManifestError
+from nextscale.runtime.targets.manifest import FILE_NAME, Target, dumps, loads
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 RECORD = ".record.json"  # <graph>.record.json beside <graph>.engine
@@ -69,19 +68,27 @@ def hidden_folder(place: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
+        _put_back(place, name)  # an interruption may have come between two renames
         if folder.is_dir():
             _sweep(folder)
             with suppress(OSError):
                 folder.rmdir()  # only where nothing in it is finished
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):  # where an open file cannot be removed, it stays: an empty one is no lock
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):
             place.rmdir()  # made here, and nothing came into it
 
 
-def unfinished(place: Path, name: str) -> int:
-    """How many engines of a target that was not finished are there for its next build."""
-    return len([*(place / f".{name}.building").glob(f"*{RECORD}")])
+def unfinished(place: Path, name: str) -> list[Target]:
+    """What of a target that was not finished lies there for its next build: targets of one engine each."""
+    return [*recorded(place / f".{name}.building")]
+
+
+def clear(folder: Path) -> None:
+    """Removes what lies finished in the hidden folder: nobody wants it."""
+    for path in folder.iterdir():
+        path.unlink()
 
 
 def record(folder: Path, target: Target) -> None:
@@ -101,30 +108,28 @@ def recorded(folder: Path) -> Iterator[Target]:
             yield loads(path.read_bytes())
 
 
-def whole(folder: Path, engine: Engine) -> str | None:
-    """None where the file of an engine is what was written, else what is wrong with it."""
-    try:
-        check_file(folder, engine.file, File(engine.sha256, engine.size))
-    except (BundleError, OSError):
-        there = (folder / engine.file).exists()
-        return f"{engine.file} was changed or damaged" if there else f"{engine.file} is missing"
-    return None
-
-
 def publish(folder: Path, place: Path, name: str, target: Target) -> None:
-    """The hidden folder becomes ``place/name`` in one rename; a target that was there goes once it is replaced."""
-    wanted = {engine.file for engine in target.engines}
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            path.unlink()
+    """The hidden folder becomes ``place/name`` in one rename; a target that was there goes once it is replaced.
+
+    Records go last: until the rename, an interruption leaves every finished engine to the next build.
+    """
     (folder / FILE_NAME).write_text(dumps(target), encoding="utf-8")
     for path in folder.iterdir():
         sync(path)
     final, old = place / name, place / f".{name}.old"
     if final.exists():
         final.rename(old)
-    folder.rename(final)
+    folder.rename(final)  # whatever happens here, leaving the hidden folder puts the old one back
+    tidy(final, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def tidy(folder: Path, target: Target) -> None:
+    """Removes what is left of building from a published target: records, and engines that are not the target's."""
+    wanted = {engine.file for engine in target.engines}
+    for path in folder.iterdir():
+        if path.name.endswith(RECORD) or (path.suffix == ".engine" and path.name not in wanted):
+            path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -140,7 +145,7 @@ def digest(path: Path) -> str:
 
 
 def _put_back(place: Path, name: str) -> None:
-    """What a process that was killed between two renames had put aside."""
+    """What was put aside by a process that was ended between two renames."""
     final, old = place / name, place / f".{name}.old"
     if old.is_dir() and not final.exists():
         old.rename(final)

@@ -20,10 +20,20 @@ from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
 from nextscale.runtime.manifest import WEIGHTS_FILE, Graph
-from nextscale.runtime.targets.folder import read_target
-from nextscale.runtime.targets.manifest import FILE_NAME, Engine, Settings, Target, make_target
+from nextscale.runtime.targets.folder import damage, read_target
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Settings, Target, make_target
 from nextscale.runtime.targets.places import folder_name, user_cache
-from nextscale.runtime.targets.publish import digest, hidden_folder, publish, record, recorded, reported, whole
+from nextscale.runtime.targets.publish import (
+    clear,
+    digest,
+    hidden_folder,
+    publish,
+    record,
+    recorded,
+    reported,
+    tidy,
+    unfinished,
+)
 from nextscale.runtime.targets.stale import stale
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
@@ -58,11 +68,11 @@ def build_target(
     """Builds what is missing or out of date in ``place/<flavor>-<target>-<precision>``, and publishes it whole.
 
     ``progress`` hears of every engine, ``say`` a sentence for what is there and out of date. ``force`` builds all of it
-    again. An interrupted build leaves finished engines hidden, for the next one of the same settings. Raises
-    :class:`InputError`, :class:`BackendError`, or :class:`~nextscale.plan.errors.EnvironmentProblem` where the disk is
-    full or the place cannot be written.
+    again, also a target of a newer version. An interrupted build leaves finished engines hidden, for the next one of
+    the same settings; with ``force`` it leaves none. Raises :class:`InputError`, :class:`BackendError`, or
+    :class:`~nextscale.plan.errors.EnvironmentProblem` where the disk is full or the place cannot be written.
     """
-    start = time.monotonic()
+    start, place = time.monotonic(), place.resolve()
     name = folder_name(settings.flavor, settings.target, settings.precision)
     _check_place(bundle, place, name)
     _check_graphs(bundle, settings)
@@ -70,29 +80,48 @@ def build_target(
     with reported(place), hidden_folder(place, name) as hidden:
         old, reasons = _compare(bundle, settings, place / name, force)
         if old is not None and not reasons and old.settings == settings and _covers(old, bundle):
+            clear(hidden)
+            tidy(place / name, old)
             return Report(place / name, old, {}, (), time.monotonic() - start)
         if place.joinpath(name).exists():
             _tell(say, name, reasons, len(bundle.manifest.graphs))
-        finished = {} if force else _finished(bundle, settings, hidden)
+        if force:
+            clear(hidden)
+        finished = _finished(bundle, settings, hidden, lambda sentence: say(f"{name}: {sentence}"))
         resumed = tuple(graph for graph in finished if graph in reasons)
-        engines = _Task(bundle, settings, versions, hidden, place / name, old, reasons, finished).run(progress)
+        timings = _timings(settings)
+        task = _Task(bundle, settings, versions, timings, hidden, place / name, old, reasons, finished, not force)
+        engines = task.run(progress)
         target = make_target(settings, bundle.folder.name, engines, versions)
         publish(hidden, place, name, target)
     return Report(place / name, target, reasons, resumed, time.monotonic() - start)
 
 
+def kept(bundle: Bundle, settings: Settings, place: Path) -> int:
+    """How many engines the next build of these settings finds finished by one that was interrupted."""
+    name = folder_name(settings.flavor, settings.target, settings.precision)
+    graphs = {graph.name: bundle.manifest.files[graph.file].sha256 for graph in bundle.manifest.graphs}
+    there = ((target, target.engines[0]) for target in unfinished(place, name))
+    return sum(e.graph in graphs and not stale(target, e, settings, graphs[e.graph]) for target, e in there)
+
+
 @dataclass(frozen=True)
 class _Task:
-    """Filling the hidden folder with the engines of a target: copied, found finished there, or built."""
+    """Filling the hidden folder with the engines of a target: copied, found finished there, or built.
+
+    With ``keep``, each that is built is the next build's, should this one be interrupted.
+    """
 
     bundle: Bundle
     settings: Settings
     versions: Mapping[str, str]
+    timings: str | None
     hidden: Path
     published: Path
     old: Target | None
     reasons: Reasons
     finished: Mapping[str, Engine]
+    keep: bool
 
     def run(self, progress: Progress) -> tuple[Engine, ...]:
         """All engines, in the order of the graphs."""
@@ -120,7 +149,7 @@ class _Task:
     def _build(self, graph: Graph, builder: Builder, tell: Callable[[float, str], None]) -> Engine:
         file, out = f"{graph.name}.engine", self.hidden / f"{graph.name}.engine.partial"
         source = str(self.bundle.path(graph.file))
-        built = builder.build(Job(graph, self.bundle.manifest.guidance_rows, source, str(out), self._timings()), tell)
+        built = builder.build(Job(graph, self.bundle.manifest.guidance_rows, source, str(out), self.timings), tell)
         engine = Engine(
             graph=graph.name,
             file=file,
@@ -133,18 +162,20 @@ class _Task:
             scratch=built.scratch,
         )
         out.replace(self.hidden / file)
-        record(self.hidden, make_target(self.settings, self.bundle.folder.name, (engine,), self.versions))
+        if self.keep:
+            record(self.hidden, make_target(self.settings, self.bundle.folder.name, (engine,), self.versions))
         return engine
 
     def _sha256(self, graph: Graph) -> str:
         return self.bundle.manifest.files[graph.file].sha256
 
-    def _timings(self) -> str | None:
-        """Where this user keeps what was measured with this library on this kind of GPU."""
-        if not load(self.settings.flavor).has_timing_cache:
-            return None
-        gpu = re.sub(r"[^A-Za-z0-9]+", "-", this_gpu().name)
-        return str(user_cache() / f"{self.settings.flavor}-{self.settings.library_version}-{gpu}.timings")
+
+def _timings(settings: Settings) -> str | None:
+    """Where this user keeps what was measured with this library on this kind of GPU."""
+    if not load(settings.flavor).has_timing_cache:
+        return None
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", this_gpu().name)
+    return str(user_cache() / f"{settings.flavor}-{settings.library_version}-{gpu}.timings")
 
 
 def _compare(bundle: Bundle, settings: Settings, folder: Path, force: bool) -> tuple[Target | None, Reasons]:
@@ -154,8 +185,11 @@ def _compare(bundle: Bundle, settings: Settings, folder: Path, force: bool) -> t
         return None, {graph.name: () for graph in graphs}
     try:
         old = read_target(folder)
-    except BackendError:
-        return None, {graph.name: (f"{FILE_NAME} was damaged",) for graph in graphs}
+    except BackendError as error:
+        cause = error.__cause__
+        if isinstance(cause, NewerManifest) and not force:
+            raise InputError(f"{folder / FILE_NAME}: {cause}, or replace the target with --force") from error
+        return None, {graph.name: (f"{FILE_NAME}: {cause or error}",) for graph in graphs}
     if force:
         return old, {graph.name: ("asked for",) for graph in graphs}
     reasons = {graph.name: _why(bundle, settings, folder, old, graph) for graph in graphs}
@@ -167,7 +201,7 @@ def _why(bundle: Bundle, settings: Settings, folder: Path, old: Target, graph: G
     if engine is None:
         return ["it was not there"]
     why = [str(d) for d in stale(old, engine, settings, bundle.manifest.files[graph.file].sha256)]
-    return why or [wrong for wrong in [whole(folder, engine)] if wrong]
+    return why or [wrong for wrong in [damage(folder, engine)] if wrong]
 
 
 def _covers(target: Target, bundle: Bundle) -> bool:
@@ -175,15 +209,23 @@ def _covers(target: Target, bundle: Bundle) -> bool:
     return {engine.graph for engine in target.engines} == {graph.name for graph in bundle.manifest.graphs}
 
 
-def _finished(bundle: Bundle, settings: Settings, hidden: Path) -> dict[str, Engine]:
-    """Engines that an interrupted build left, as far as they are what is wanted now; the others are removed."""
+def _finished(bundle: Bundle, settings: Settings, hidden: Path, say: Callable[[str], None]) -> dict[str, Engine]:
+    """Engines that an interrupted build left, as far as they are what is wanted now; why others are not, is said."""
     there = {target.engines[0].graph: target for target in recorded(hidden)}
-    found = {}
+    found, dropped = {}, dict[str, list[str]]()
     for graph in bundle.manifest.graphs:
-        target = there.get(graph.name)
-        sha256 = bundle.manifest.files[graph.file].sha256
-        if target and not stale(target, target.engines[0], settings, sha256) and not whole(hidden, target.engines[0]):
-            found[graph.name] = target.engines[0]
+        if (target := there.get(graph.name)) is None:
+            continue
+        (engine,) = target.engines
+        why = [str(d) for d in stale(target, engine, settings, bundle.manifest.files[graph.file].sha256)]
+        if not why and (wrong := damage(hidden, engine)):
+            why = [wrong]
+        if not why:
+            found[graph.name] = engine
+        for reason in why:
+            dropped.setdefault(reason, []).append(graph.name)
+    for reason, graphs in dropped.items():
+        say(f"{reason}: what an interrupted build finished of {', '.join(graphs)} is not used")
     return found
 
 
