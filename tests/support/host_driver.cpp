@@ -11,12 +11,13 @@
 #include <memory>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
 
 enum Status { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500,
-    NOT_SUPPORTED = 801, CAPTURE_INVALIDATED = 901, NOT_PERMITTED = 800 };
+    NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901, NOT_PERMITTED = 800 };
 
 struct Context { int device; };
 struct Graph { std::vector<std::function<void()>> work; };
@@ -28,6 +29,9 @@ struct Block { size_t size; int kind; Context* context; };  // kind: 1 host, 2 d
 
 Context primary{0}, foreign{0};
 thread_local Context* current = nullptr;
+thread_local Stream* capturing = nullptr;  // this thread's; what is unsafe breaks it, unless the thread is relaxed
+thread_local int mode = 0;
+const int relaxed = 2;
 std::map<uintptr_t, Block> blocks;
 size_t used = 0;
 const size_t total = size_t(1) << 28;
@@ -60,6 +64,10 @@ int take(uintptr_t* out, size_t size, int kind)
 int give(uintptr_t address, int kind)
 {
     if (!current) return INVALID_CONTEXT;
+    if (capturing && mode != relaxed) {
+        capturing->broken = true;
+        return CAPTURE_UNSUPPORTED;
+    }
     auto found = blocks.find(address);
     if (found == blocks.end() || found->second.kind != kind) return INVALID_VALUE;
     used -= kind == 2 ? found->second.size : 0;
@@ -170,13 +178,21 @@ int cuStreamBeginCapture(Stream* stream, int)
 {
     if (stream->recording) return NOT_PERMITTED;
     stream->recording = new Graph;
+    stream->broken = false;
+    capturing = stream;
+    return OK;
+}
+int cuThreadExchangeStreamCaptureMode(int* other)
+{
+    std::swap(mode, *other);
     return OK;
 }
 int cuStreamEndCapture(Stream* stream, Graph** graph)
 {
-    if (graph) *graph = stream->recording;
+    if (graph) *graph = stream->broken ? nullptr : stream->recording;
     stream->recording = nullptr;
-    return OK;
+    capturing = nullptr;
+    return stream->broken ? CAPTURE_INVALIDATED : OK;
 }
 int cuStreamIsCapturing(Stream* stream, int* status) { *status = stream->recording ? 1 : 0; return OK; }
 int cuStreamGetCaptureInfo(Stream* stream, int* status, uint64_t* id, Graph** graph, void*, void*, size_t* count)
@@ -243,7 +259,8 @@ int cuEventElapsedTime(float* milliseconds, Event* a, Event* b) { *milliseconds 
 int cuEventDestroy(Event* event) { delete event; return OK; }
 int cuGetErrorName(int status, const char** text)
 {
-    *text = status == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : status == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_OTHER";
+    *text = status == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : status == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS" :
+        status == 901 ? "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" : "CUDA_ERROR_OTHER";
     return OK;
 }
 int cuGetErrorString(int, const char** text) { *text = "as the host driver has it"; return OK; }
@@ -259,7 +276,7 @@ int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* f
         HAS(cuMemcpyDtoDAsync), HAS(cuMemsetD8Async), HAS(cuPointerGetAttribute), HAS(cuPointerGetAttributes),
         HAS(cuStreamCreateWithPriority), HAS(cuStreamCreate), HAS(cuStreamDestroy), HAS(cuStreamSynchronize),
         HAS(cuStreamGetCtx), HAS(cuStreamWaitEvent), HAS(cuStreamBeginCapture), HAS(cuStreamEndCapture),
-        HAS(cuStreamIsCapturing), HAS(cuStreamGetCaptureInfo), HAS(cuGraphInstantiateWithParams), HAS(cuGraphUpload),
+        HAS(cuStreamIsCapturing), HAS(cuThreadExchangeStreamCaptureMode), HAS(cuStreamGetCaptureInfo), HAS(cuGraphInstantiateWithParams), HAS(cuGraphUpload),
         HAS(cuGraphInstantiateWithFlags), HAS(cuUserObjectCreate), HAS(cuUserObjectRelease),
         HAS(cuGraphRetainUserObject), HAS(cuGraphReleaseUserObject), HAS(cuGraphLaunch), HAS(cuGraphDestroy), HAS(cuGraphExecDestroy), HAS(cuLibraryLoadData), HAS(cuLibraryUnload),
         HAS(cuLibraryGetKernel), HAS(cuLaunchKernelEx), HAS(cuEventCreate), HAS(cuEventRecord), HAS(cuEventSynchronize),

@@ -113,6 +113,21 @@ def noise_and_graphs(driver: ctypes.CDLL, device: cuda.Device) -> None:
         record(memory.stream, [call, Fails()])
     call.execute()  # the stream is out of the capture
     memory.wait()
+
+    class Frees:
+        def __init__(self, free: Callable[[], object]) -> None:
+            self.execute = free
+
+    block = device.allocate(64)
+    address = ctypes.c_uint64(block.address)
+    with pytest.raises(BackendError, match="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"):
+        record(memory.stream, [call, Frees(lambda: driver.cuMemFree(address))])  # as CUDA has it
+    call.execute()
+    memory.wait()
+    held = [block, device.allocate(64), device.pin(64)]
+    del block
+    record(memory.stream, [call, Frees(held.clear), call]).execute()  # what the collector may do at any moment
+    memory.wait()
     driver.host_fail_wait(700)
     with pytest.raises(BackendError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS.*start the process again"):
         memory.wait()

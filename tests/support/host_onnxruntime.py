@@ -56,9 +56,15 @@ class HostSession:
         ((name, settings),) = providers
         assert (name, enable_fallback, settings["arena_extend_strategy"]) == (PROVIDER, 0, "kSameAsRequested")
         self.library, self.settings = library, settings
+        assert options.intra_op_num_threads == 1
         self.stream = library.device.streams[int(settings["user_compute_stream"])]
         self.session = real.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self.name = self.session.get_modelmeta().graph_name
+        if settings["enable_cuda_graph"] == "1" and library.fallen.get(self.name):
+            raise real.capi.onnxruntime_pybind11_state.Fail(
+                "This session cannot use the graph capture feature as requested by the user as all compute graph nodes "
+                "have not been partitioned to the CUDAExecutionProvider"
+            )
         self.thread, self.captured = threading.get_ident(), set[str]()
         self.get_inputs, self.get_outputs = self.session.get_inputs, self.session.get_outputs
 

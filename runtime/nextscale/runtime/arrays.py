@@ -52,18 +52,16 @@ def borrow(
     return Lent(found.address, shape, dtype, array)
 
 
-def array_of(
-    memory: Memory, offset: int, shape: tuple[int, ...], dtype: str, keep: object = None
-) -> NDArray[Any] | DeviceArray:
+def array_of(memory: Memory, offset: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any] | DeviceArray:
     """The bytes of a slot as an array: numpy's on the host, a :class:`DeviceArray` on a device.
 
-    It is the slot's own memory, whose work is done: it changes with the next. ``bfloat16`` is given as its 16 bits
-    (uint16). ``keep`` stays alive as long as the array.
+    It is the slot's own memory, whose work is done: it changes with the next, and lives as long as the array.
+    ``bfloat16`` is given as its 16 bits (uint16).
     """
     if not isinstance(memory, DeviceMemory):
         return memory.view(offset, shape, dtype)
     kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
-    return DeviceArray(memory.device, memory.address + offset, shape, kind, (memory, keep))
+    return DeviceArray(memory.device, memory.address + offset, shape, kind, memory.block)
 
 
 class DeviceArray:

@@ -40,6 +40,7 @@ CALLS: list[tuple[Callable[..., Any], int, tuple[str, ...]]] = [
     (driver.cuPointerGetAttribute, 2, ()),
     (driver.cuStreamIsCapturing, 1, ()),
     (driver.cuStreamEndCapture, 1, ()),
+    (driver.cuThreadExchangeStreamCaptureMode, 1, ()),
     (core.Device.set_current, 1, ()),
     (core.Device.create_stream, 1, ()),
     (core.Stream.sync, 1, ()),
@@ -60,7 +61,14 @@ CALLS: list[tuple[Callable[..., Any], int, tuple[str, ...]]] = [
     (core.utils.StridedMemoryView.from_buffer, 2, ("dtype",)),
 ]
 NAMES = {
-    driver: {"CU_MEMHOSTALLOC_PORTABLE", "CUresult", "CUmemorytype", "CUpointer_attribute", "CUstreamCaptureStatus"},
+    driver: {
+        "CU_MEMHOSTALLOC_PORTABLE",
+        "CUresult",
+        "CUmemorytype",
+        "CUpointer_attribute",
+        "CUstreamCaptureMode",
+        "CUstreamCaptureStatus",
+    },
     core: {"Device", "LaunchConfig", "ObjectCode", "Buffer", "launch", "utils", "__version__"},
 }
 
@@ -107,6 +115,7 @@ def test_enums_and_attributes() -> None:
         assert f"CU_POINTER_ATTRIBUTE_{name}" in about.__members__
         assert f"about.CU_POINTER_ATTRIBUTE_{name}" in Path(ours.__file__).read_text(encoding="utf-8")
     assert "CU_MEMORYTYPE_DEVICE" in driver.CUmemorytype.__members__
+    assert "CU_STREAM_CAPTURE_MODE_RELAXED" in driver.CUstreamCaptureMode.__members__
     assert "CU_STREAM_CAPTURE_STATUS_NONE" in driver.CUstreamCaptureStatus.__members__
     assert type(driver.CUresult.CUDA_SUCCESS).__name__ == "CUresult"
     assert int(driver.CUresult.CUDA_SUCCESS) == 0

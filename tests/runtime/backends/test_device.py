@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from support.host_cuda import HostDevice
 
 import nextscale.runtime.backends.arena as arenas
+from nextscale.runtime.arrays import array_of
 from nextscale.runtime.backends.arena import Arena, find_weights, place, read_header
 from nextscale.runtime.backends.base import Bound
 from nextscale.runtime.backends.device import DeviceMemory
@@ -128,6 +129,16 @@ def test_a_captured_graph_runs_what_was_recorded_with_what_is_there_then() -> No
         memory.pull(128, 4)
         assert memory.view(128, (1,), "int32")[0] == value
     assert memory.device.log.count(("graph", 2)) == 2  # type: ignore[attr-defined]
+
+
+def test_memory_goes_when_nobody_holds_an_array_on_it() -> None:
+    device = HostDevice()
+    memory = DeviceMemory(device, 256, scratch=512)
+    array = array_of(memory, 0, (4,), "float32")
+    memory.close()
+    assert [block.size for block in device.blocks.values() if block.kind == "device"] == [256]
+    del array
+    assert not [block for block in device.blocks.values() if block.kind == "device"]
 
 
 @pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:12", 12)])

@@ -68,3 +68,19 @@ def test_a_steps_arrays_are_the_slots_own_memory(gpu: Any) -> None:
         found = block.raw[at - block.address :][: array.nbytes].view(np.float32).reshape(array.shape)
         assert np.array_equal(found, step.code_sum)
         assert array.__dlpack_device__() == (2, 0)
+
+
+def test_a_steps_array_outlives_the_pipeline(gpu: Any) -> None:
+    """The slot's memory goes when nobody holds an array on it any more; all other memory at once."""
+    gpu.build()
+    pipeline = gpu.open(batch_sizes=(1,))
+    for step in pipeline.stream([1], seed=3):
+        array = step.array("code_sum")
+        if step.last:
+            break
+    pipeline.close()
+    (block,) = [b for b in gpu.device.blocks.values() if b.kind == "device"]
+    at = array.__cuda_array_interface__["data"][0] - block.address
+    assert np.array_equal(block.raw[at : at + array.nbytes].view(np.float32).reshape(array.shape), step.code_sum)
+    del array
+    assert not [b for b in gpu.device.blocks.values() if b.kind == "device"]

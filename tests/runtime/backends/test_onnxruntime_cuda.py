@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from nextscale.runtime import Pipeline
 from nextscale.runtime.backends import make_backend
-from nextscale.runtime.backends.onnxruntime_slot import provider_options
+from nextscale.runtime.backends.onnxruntime_slot import SlotSessions, provider_options
 from nextscale.runtime.backends.tensorrt.lift import external_weights, lift_weights, read_graph
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.errors import BackendError
@@ -104,7 +105,7 @@ def test_where_the_provider_refuses_to_capture_it_goes_on_without(
     gpu: Any, reference: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     gpu.onnxruntime.uncapturable = {"step_01"}
-    with caplog.at_level(logging.INFO, "nextscale.runtime"):
+    with caplog.at_level(logging.WARNING, "nextscale.runtime"):
         pipeline = gpu.open("onnxruntime", batch_sizes=(1,))
     lines = [r.message for r in caplog.records if "without a CUDA graph of its own" in r.message]
     assert len(lines) == 1
@@ -125,6 +126,7 @@ def test_a_callers_array_is_written_and_not_captured(gpu: Any, reference: Any) -
     chain.decode(chain.last, 1, {"image.out": out.ctypes.data})
     chain.slot.memory.wait()
     assert ("session", "decode") in gpu.device.log[start:]
+    assert gpu.device.log[start:].count(("wait",)) == 1  # ours; binding a caller's array waits for nothing
     assert np.array_equal(out.transpose(0, 2, 3, 1), reference([2], seed=5).floats)
 
 
@@ -175,12 +177,40 @@ def test_nodes_that_fall_back_to_the_cpu(gpu: Any) -> None:
         gpu.open("onnxruntime")
 
 
-def test_nodes_on_the_cpu_where_they_are_allowed(gpu: Any) -> None:
+def test_nodes_on_the_cpu_where_they_are_allowed(gpu: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """ONNX Runtime refuses to make a session that captures, where nodes are not on CUDA: one is made that does not."""
     gpu.onnxruntime.fallen = {"step_02": ("Mod",)}
     backend = gpu.backend("onnxruntime")
     backend.cpu_nodes = True
     with Pipeline.open(gpu.bundle.folder, backend, batch_sizes=(1,)) as pipeline:
+        start = len(gpu.device.log)
         assert len(pipeline.generate([0], seed=0)) == 1
+    assert [record[1] for record in gpu.device.log[start:] if record[0] == "session"] == ["step_02"]
+    assert caplog.text.count("step_02 runs without a CUDA graph of its own") == 1
+
+
+def test_closing_ends_sessions_in_their_thread_whoever_has_their_calls(gpu: Any) -> None:
+    pipeline = gpu.open("onnxruntime")
+    steps = list(pipeline.stream([0], seed=0))
+    threads: list[int] = []
+    sessions = [weakref.ref(s, lambda _: threads.append(threading.get_ident())) for s in gpu.onnxruntime.sessions]
+    (owner,) = {session.thread for session in gpu.onnxruntime.sessions}
+    gpu.onnxruntime.sessions.clear()
+    pipeline.close()
+    assert not [session for session in sessions if session() is not None]
+    assert {*threads} == {owner}
+    assert len(steps) == 4
+    assert not [block for block in gpu.device.blocks.values() if block.kind == "device"]
+
+
+def test_sessions_do_not_keep_the_memory_of_their_slot(gpu: Any) -> None:
+    loaded = gpu.backend("onnxruntime").open(gpu.bundle, (1,))
+    memory = loaded.allocate(4096)
+    seen = weakref.ref(memory)
+    loaded._slots[memory] = SlotSessions(gpu.onnxruntime, memory, cpu_nodes=False)
+    del memory
+    assert seen() is None
+    loaded.close()
 
 
 def test_a_package_without_the_provider() -> None:

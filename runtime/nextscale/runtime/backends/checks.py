@@ -18,7 +18,7 @@ ADVICE = {
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "driver and kernel module differ: restart after the driver's update",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "update the NVIDIA driver",
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "another process holds the GPU exclusively, or it is in a bad state: nvidia-smi",
-    "CUDA_ERROR_NO_BINARY_FOR_GPU": "this GPU is older than the code's target, sm_80",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "this GPU is older than the code's target: sm_75 for noise, sm_80 for the plugin",
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "the NVIDIA driver is older than the compiler: update the driver",
     "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": _CAPTURE,
     "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": _CAPTURE,

@@ -14,8 +14,9 @@ here runs in the primary one, and the thread gets its own back. Both packages ar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from math import prod
@@ -26,6 +27,8 @@ from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.blocks import Block, Pointer
 from nextscale.runtime.backends.checks import checked
 from nextscale.runtime.errors import BackendError
+
+log = logging.getLogger("nextscale.runtime")
 
 
 @cache
@@ -118,8 +121,11 @@ class Device:
 
     def _release(self, function: str) -> Callable[[int], None]:
         def release(address: int) -> None:
-            with self.current():
-                checked("give memory back", getattr(_driver(), function), address)
+            try:
+                with self.current(), _relaxed():
+                    checked("give memory back", getattr(_driver(), function), address)
+            except BackendError as error:  # of a device that is lost
+                log.warning("%s", error)
 
         return release
 
@@ -165,10 +171,12 @@ class Device:
         about = driver.CUpointer_attribute
 
         def ask(attribute: Any) -> Any:
-            status, value = driver.cuPointerGetAttribute(attribute, address)
-            if status == driver.CUresult.CUDA_ERROR_INVALID_VALUE:  # CUDA does not know the address
-                return None
-            return checked("look at an address", lambda: (status, value))
+            try:
+                return checked("look at an address", driver.cuPointerGetAttribute, attribute, address)
+            except BackendError as error:
+                if "CUDA_ERROR_INVALID_VALUE" not in str(error):
+                    raise
+                return None  # CUDA does not know the address
 
         with self.current():
             kind = ask(about.CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
@@ -181,6 +189,18 @@ class Device:
         foreign = bool(context) and int(context) not in (0, int(self._primary))
         memory = "managed" if managed else "device" if on_device else "host"
         return Pointer(memory, -1 if ordinal is None else int(ordinal), foreign)
+
+
+@contextmanager
+def _relaxed() -> Iterator[None]:
+    """Allow what a capture forbids its thread: Python's collector may give memory back at any moment."""
+    driver = _driver()
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = checked("relax captures", driver.cuThreadExchangeStreamCaptureMode, relaxed)
+    try:
+        yield
+    finally:
+        checked("relax captures no more", driver.cuThreadExchangeStreamCaptureMode, before)
 
 
 class Stream:
@@ -238,36 +258,24 @@ class Stream:
             checked("begin a capture", builder.begin_building, "thread_local")
             try:
                 yield captured
-            except BaseException:
-                self._abandon(builder)
-                raise
-            try:
                 checked("end a capture", builder.end_building)
-            except BackendError:
-                self._abandon(builder)
+                graph = checked("instantiate a graph", builder.complete)
+                builder.close()
+                checked("upload a graph", graph.upload, self._stream)
+            except BaseException:  # the stream has to be of use again; this error is the one to tell
+                with suppress(BackendError):
+                    checked("end a capture", builder.close)
+                self.abandon_capture()
                 raise
-            graph = checked("instantiate a graph", builder.complete)
-            builder.close()
-            checked("upload a graph", graph.upload, self._stream)
             captured.graph = Captured.Graph(graph)
 
     def abandon_capture(self) -> None:
-        """End a capture that another library began in this thread and could not bring to its end."""
+        """End a capture that was begun in this thread and could not be brought to its end; none is fine."""
         driver = _driver()
-        status = self._ask("look at a stream", driver.cuStreamIsCapturing)
-        if int(status) != int(driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE):
-            try:
+        with suppress(BackendError):  # it says that the capture was invalid, and the stream is out of it
+            status = self._ask("look at a stream", driver.cuStreamIsCapturing)
+            if int(status) != int(driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE):
                 self._ask("end a capture", driver.cuStreamEndCapture)
-            except BackendError:
-                return  # it says that the capture was invalid, and the stream is out of it
-
-    @staticmethod
-    def _abandon(builder: Any) -> None:
-        """Take the stream out of a capture that went wrong; the first error is the one to tell."""
-        try:
-            checked("end a capture", builder.close)
-        except BackendError:
-            return
 
     def _ask(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         with self.device.current():

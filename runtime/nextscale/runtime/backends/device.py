@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.runtime.backends.base import Bound
 from nextscale.runtime.backends.blocks import Block
 from nextscale.runtime.backends.cuda import Device
 from nextscale.runtime.errors import BackendError
@@ -25,20 +27,18 @@ class DeviceMemory:
     def __init__(self, device: Device, size: int, visible: int | None = None, scratch: int = 0) -> None:
         self.device, self.stream = device, device.stream()
         self._visible = size if visible is None else min(visible, size)
-        self._block = device.allocate(size)
+        self.block: Block | None = device.allocate(size)  # None once closed; who still reads it holds it
+        self.address, self.size = self.block.address, self.block.size
         self.scratch: Block | None = device.allocate(scratch) if scratch else None
         self._mirror = host_array(device.pin(self._visible))
         self._mirror[:] = 0
         self.stream.zero(self.address, size)
         self.stream.wait()
 
-    @property
-    def address(self) -> int:
-        return self._block.address
-
-    @property
-    def size(self) -> int:
-        return self._block.size
+    def holds(self, bound: Bound) -> bool:
+        """Whether a tensor lies in here, and not in a caller's own memory."""
+        end = bound.address + prod(bound.shape) * ITEM_SIZES[bound.dtype]
+        return self.address <= bound.address and end <= self.address + self.size
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
@@ -62,11 +62,11 @@ class DeviceMemory:
         self.stream.wait()
 
     def close(self) -> None:
-        """Give the device's memory back; arrays that :meth:`view` gave out stay what they are."""
-        self.stream.wait()
-        self._block.free()
-        if self.scratch is not None:
-            self.scratch.free()
+        """Give the device's memory back, the block as soon as nobody else holds it; arrays that :meth:`view` gave out
+        stay what they are."""
+        with suppress(BackendError):  # of a device that is lost
+            self.stream.wait()
+        self.block = self.scratch = None
 
     def _host(self, offset: int) -> int:
         return int(self._mirror.ctypes.data) + offset

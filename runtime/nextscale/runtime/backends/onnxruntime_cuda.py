@@ -16,13 +16,13 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 from nextscale.runtime.backends import cuda
-from nextscale.runtime.backends.arena import Arena, find_weights
+from nextscale.runtime.backends.arena import Arena, find_weights, place
 from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
 from nextscale.runtime.backends.device import DeviceMemory
 from nextscale.runtime.backends.onnxruntime import check_provider, import_onnxruntime
 from nextscale.runtime.backends.onnxruntime_graphs import cuda_graph
 from nextscale.runtime.backends.onnxruntime_slot import Fixed, SlotSessions
-from nextscale.runtime.backends.resident import Resident, ordinal_of, own
+from nextscale.runtime.backends.resident import Resident, announce, ordinal_of, own
 from nextscale.runtime.backends.tensorrt.lift import external_weights, read_graph
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.manifest import IMAGES
@@ -71,11 +71,11 @@ class OnnxRuntimeCuda(Backend):
 
 
 class CudaSessions(Resident):
-    """A bundle's graphs for ONNX Runtime's CUDA provider. ``taken`` are bytes of the device that its sessions took."""
+    """A bundle's graphs for ONNX Runtime's CUDA provider."""
 
     def __init__(self, backend: OnnxRuntimeCuda, bundle: Bundle, batch_sizes: tuple[int, ...]) -> None:
         super().__init__(backend.gpu)
-        self.batch_sizes, self._backend, self.taken = batch_sizes, backend, 0
+        self.batch_sizes, self._backend = batch_sizes, backend
         self._graphs = {graph.name: graph for graph in bundle.manifest.graphs}
         self._rows = bundle.manifest.guidance_rows
         self._lifted, self._weights = {}, {}
@@ -84,35 +84,37 @@ class CudaSessions(Resident):
             self._weights[graph.name] = tuple(external_weights(read_graph(path)))
             self._lifted[graph.name] = cuda_graph(path).SerializeToString()
         names = dict.fromkeys(name for used in self._weights.values() for name in used)
-        self._arena = Arena(self.device, find_weights(bundle, names))
-        self.fixed = {"weights": self._arena.size}
+        stored = find_weights(bundle, names)
+        self.fixed = {"weights": place(stored)[1]}
+        announce(self.fixed)
+        self._arena = Arena(self.device, stored)
         self.scratch = None  # the provider's own arenas
         self._slots: WeakKeyDictionary[DeviceMemory, SlotSessions] = WeakKeyDictionary()
 
     def prepare(self, memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:
-        """Bind a session and run it once on what the memory holds, so that it takes nothing later."""
+        """Bind a session, which captures itself at once; with a caller's own addresses it is bound, and no more."""
         slot = own(memory)
-        before, _ = self.device.memory_info()
         if slot not in self._slots:
             backend = self._backend
             self._slots[slot] = SlotSessions(backend.ort, slot, backend.cpu_nodes)
-        bound = self._slots[slot].bind(self._graph(graph, inputs), (*inputs, *self._lent_weights(graph)), outputs)
-        slot.wait()
-        self.taken += max(before - self.device.memory_info()[0], 0)
-        log.debug("sessions of ONNX Runtime hold %.1f MB of the device besides weights and buffers", self.taken / 1e6)
-        return bound
+        lent = not all(slot.holds(bound) for bound in (*inputs, *outputs))
+        return self._slots[slot].bind(
+            self._graph(graph, inputs), (*inputs, *self._lent_weights(graph)), outputs, captured=not lent
+        )
 
     def capture(self, memory: Memory, calls: Sequence[Call]) -> Call:
         """All calls in one turn of the slot's thread; each session replays a CUDA graph of its own."""
         return self._slots[own(memory)].chain(calls)
 
     def close(self) -> None:
-        """End the sessions and give the device's memory back."""
+        """Wait, end the sessions, and give the device's memory back."""
+        super().close()
+        self._arena.free()
+
+    def _end(self) -> None:
         for sessions in tuple(self._slots.values()):
             sessions.close()
         self._slots.clear()
-        super().close()
-        self._arena.free()
 
     def _graph(self, name: str, inputs: Sequence[Bound]) -> Fixed:
         graph = self._graphs[name]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +15,7 @@ from nextscale.runtime.backends.base import Bound, Call
 from nextscale.runtime.backends.device import DeviceMemory
 from nextscale.runtime.backends.onnxruntime import TYPES, check_signature, errors_of, first_line
 from nextscale.runtime.errors import BackendError
-from nextscale.runtime.manifest import IMAGES, ITEM_SIZES, ROWS, Graph
+from nextscale.runtime.manifest import IMAGES, ROWS, Graph
 
 log = logging.getLogger("nextscale.runtime")
 
@@ -37,54 +37,60 @@ class Fixed:
 
 
 class SlotSessions:
-    """The sessions of one slot, all on its stream and in one thread."""
+    """The sessions of one slot, all on its stream and in one thread. It does not keep the slot's memory."""
 
     def __init__(self, ort: ModuleType, memory: DeviceMemory, cpu_nodes: bool) -> None:
-        self._ort, self._memory, self._cpu_nodes = ort, memory, cpu_nodes
+        self._ort, self._cpu_nodes = ort, cpu_nodes
+        self._stream, self._ordinal = memory.stream, memory.device.ordinal
         self._sessions: dict[tuple[str, int], Any] = {}
         self._captures: dict[tuple[str, int], int] = {}  # CUDA graphs of a session; none where it refused
+        self._calls: weakref.WeakSet[SessionCall] = weakref.WeakSet()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nextscale-onnxruntime")
 
-    def bind(self, fixed: Fixed, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> SessionCall:
-        """A call with those addresses; the slot's own are captured, a caller's are not."""
-        return self._thread.submit(self._bind, fixed, inputs, outputs).result()
+    def bind(self, fixed: Fixed, inputs: Sequence[Bound], outputs: Sequence[Bound], *, captured: bool) -> SessionCall:
+        """A call with those addresses, captured where the provider lets it; those of a caller's own cannot be."""
+        return self._thread.submit(self._bind, fixed, inputs, outputs, captured).result()
 
     def chain(self, calls: Sequence[Call]) -> Call:
         """Calls as one, in one turn of the thread."""
         return Turn(self._thread, tuple(calls))
 
     def close(self) -> None:
-        """End the sessions in the thread that made them."""
-        self._thread.submit(self._sessions.clear).result()
+        """End the sessions in the thread that made them, whoever still has calls of them."""
+        self._thread.submit(self._end).result()
         self._thread.shutdown()
 
-    def _bind(self, fixed: Fixed, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> SessionCall:
-        own_data = [bound for bound in (*inputs, *outputs) if bound.name not in fixed.weights]
-        lent = not all(self._holds(bound) for bound in own_data)
+    def _end(self) -> None:
+        for call in tuple(self._calls):
+            call.drop()
+        self._sessions.clear()
+
+    def _bind(self, fixed: Fixed, inputs: Sequence[Bound], outputs: Sequence[Bound], captured: bool) -> SessionCall:
         if fixed.key not in self._sessions:
-            self._sessions[fixed.key] = self._session(fixed, captured=True)
-            self._captures[fixed.key] = 0
-        if lent or self._captures[fixed.key] < 0:
+            try:
+                self._sessions[fixed.key], self._captures[fixed.key] = self._session(fixed, captured=True), 0
+            except BackendError as error:
+                self._start_plain(fixed, error)
+        if not captured or self._captures[fixed.key] < 0:
             return self._call(fixed, inputs, outputs, _UNCAPTURED)
         try:
             self._captures[fixed.key] += 1
             call = self._call(fixed, inputs, outputs, str(self._captures[fixed.key]))
             call.run()  # warms up, and captures
         except BackendError as error:
-            log.info("%s runs without a CUDA graph of its own: %s", fixed.graph.name, error)
-            self._memory.stream.abandon_capture()
-            self._sessions[fixed.key] = self._session(fixed, captured=False)
-            self._captures[fixed.key] = -1
+            self._stream.abandon_capture()
+            self._start_plain(fixed, error)
             call = self._call(fixed, inputs, outputs, _UNCAPTURED)
             call.run()
         return call
 
-    def _holds(self, bound: Bound) -> bool:
-        first, size = self._memory.address, prod(bound.shape) * ITEM_SIZES[bound.dtype]
-        return first <= bound.address and bound.address + size <= first + self._memory.size
+    def _start_plain(self, fixed: Fixed, error: BackendError) -> None:
+        """A session that does not capture itself, since one that does failed; what fails here, too, raises."""
+        self._sessions[fixed.key], self._captures[fixed.key] = self._session(fixed, captured=False), -1
+        log.warning("%s runs without a CUDA graph of its own: %s", fixed.graph.name, error)
 
     def _call(self, fixed: Fixed, inputs: Sequence[Bound], outputs: Sequence[Bound], capture: str) -> SessionCall:
-        ort, session, ordinal = self._ort, self._sessions[fixed.key], self._memory.device.ordinal
+        ort, session, ordinal = self._ort, self._sessions[fixed.key], self._ordinal
         binding, options = session.io_binding(), ort.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         options.add_run_config_entry("gpu_graph_id", capture)
@@ -97,17 +103,20 @@ class SlotSessions:
                 binding.bind_output(bound.name, "cuda", ordinal, kind, bound.shape, bound.address)
         except errors_of(ort) as error:
             raise BackendError(f"ONNX Runtime cannot bind {fixed.graph.name}: {first_line(error)}") from error
-        return SessionCall(ort, self._thread, session, binding, options, fixed.graph.name)
+        call = SessionCall(ort, self._thread, session, binding, options, fixed.graph.name)
+        self._calls.add(call)
+        return call
 
     def _session(self, fixed: Fixed, captured: bool) -> Any:
         """A session on the slot's stream, which runs nothing on the CPU."""
         ort, graph = self._ort, fixed.graph
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, once
+        options.intra_op_num_threads = 1  # or every session keeps a pool of threads that have nothing to do
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         for symbol, size in fixed.sizes.items():
             options.add_free_dimension_override_by_name(symbol, size)
-        settings = provider_options(self._memory.device.ordinal, self._memory.stream.handle, captured)
+        settings = provider_options(self._ordinal, self._stream.handle, captured)
         try:
             session = ort.InferenceSession(fixed.model, options, providers=[(PROVIDER, settings)], enable_fallback=0)
         except errors_of(ort) as error:
@@ -143,10 +152,17 @@ class SessionCall:
 
     def run(self) -> None:
         """The same, in this thread."""
+        if self._session is None:
+            raise BackendError(f"{self._name} of a closed pipeline was asked for")
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except errors_of(self._ort) as error:
             raise BackendError(f"ONNX Runtime failed in {self._name}: {first_line(error)}") from error
+
+    def drop(self) -> None:
+        """Let the session go; what it was bound to goes first."""
+        self._binding = None
+        self._session = None
 
 
 class Turn:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.base import Bound, Call, Loaded, Memory
@@ -11,6 +13,15 @@ from nextscale.runtime.backends.cuda import Captured, Device, Stream
 from nextscale.runtime.backends.device import DeviceMemory
 from nextscale.runtime.backends.kernels import ChainKernels
 from nextscale.runtime.errors import BackendError
+
+log = logging.getLogger("nextscale.runtime")
+
+
+class Holds(Protocol):
+    """A call that holds something of the device."""
+
+    def drop(self) -> None:
+        """Let it go; the call does not run any more, whoever still has it."""
 
 
 class Resident(Loaded):
@@ -20,6 +31,7 @@ class Resident(Loaded):
         self.device = device
         self.kernels = ChainKernels(device)
         self._memories: weakref.WeakSet[DeviceMemory] = weakref.WeakSet()
+        self._calls: weakref.WeakSet[Holds] = weakref.WeakSet()  # results that outlive a pipeline may have them
 
     def allocate(self, size: int, visible: int | None = None) -> DeviceMemory:
         """A slot's memory with its stream and its scratch; the host sees the first ``visible`` bytes of it."""
@@ -35,32 +47,65 @@ class Resident(Loaded):
         """A look by a kernel."""
         return self.kernels.flag_nonfinite(own(memory).stream, values, flags)
 
+    def free_memory(self) -> int:
+        """Bytes of the device that nobody holds now."""
+        return self.device.memory_info()[0]
+
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Wait for every slot, end what ran on it, and give the device's memory back. A device that is lost is told in
+        the log: it has to be left all the same."""
+        for memory in tuple(self._memories):
+            try:
+                memory.wait()
+            except BackendError as error:
+                log.warning("while closing: %s", error)
+        self._end()
+        for call in tuple(self._calls):
+            call.drop()
         for memory in tuple(self._memories):
             memory.close()
         self._memories.clear()
 
+    def _end(self) -> None:
+        """What a backend does once nothing runs any more, and all memory is there still."""
+
 
 class GraphCall:
-    """A captured CUDA graph as a call; it keeps what was captured alive."""
+    """A captured CUDA graph as a call; it keeps what was captured alive. ``after`` follows its first launch."""
 
-    def __init__(self, graph: Captured.Graph, stream: Stream, calls: Sequence[Call]) -> None:
-        self._graph, self._stream, self._calls = graph, stream, tuple(calls)
+    def __init__(
+        self, graph: Captured.Graph, stream: Stream, calls: Sequence[Call], after: Callable[[], None] | None
+    ) -> None:
+        self._graph: Captured.Graph | None = graph
+        self._stream, self._calls, self._after = stream, tuple(calls), after
 
     def execute(self) -> None:
         """Launch all of it."""
+        if self._graph is None:
+            raise BackendError("a captured graph of a closed pipeline was launched")
         self._graph.launch(self._stream)
+        after, self._after = self._after, None
+        if after is not None:
+            after()
+
+    def drop(self) -> None:
+        """Let the graph go, and what was captured."""
+        self._graph, self._calls, self._after = None, (), None
 
 
-def record(stream: Stream, calls: Sequence[Call]) -> GraphCall:
+def record(stream: Stream, calls: Sequence[Call], after: Callable[[], None] | None = None) -> GraphCall:
     """Capture calls, which have all run before, in their order."""
     with stream.capture() as captured:
         for call in calls:
             call.execute()
     if captured.graph is None:
         raise BackendError("a capture ended without a graph")
-    return GraphCall(captured.graph, stream, calls)
+    return GraphCall(captured.graph, stream, calls, after)
+
+
+def announce(fixed: Mapping[str, int]) -> None:
+    """Say what is held once, by cause, before the arena is taken: where that fails, it was said."""
+    log.info("held once: %s", ", ".join(f"{cause} {size / 1e6:.1f} MB" for cause, size in fixed.items()))
 
 
 def own(memory: Memory) -> DeviceMemory:
