@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
 from nextscale.runtime.backends import make_backend
@@ -112,7 +114,9 @@ def lacking_compiler(device: str) -> str | None:
     if device == "cuda":
         if why := lacking_cuda():
             return why
-        return None if find_spec("triton") else "torch.compile needs the package triton for a GPU: pip install triton"
+        if find_spec("triton") is None:
+            return "torch.compile needs the package triton for a GPU: pip install triton"
+        return lacking_c_compiler()
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -121,3 +125,12 @@ def lacking_compiler(device: str) -> str | None:
     except InvalidCxxCompiler:
         return "torch.compile needs a C++ compiler on the CPU: install g++ or clang++, or name one in CXX"
     return None
+
+
+def lacking_c_compiler() -> str | None:
+    """Why triton cannot build what starts its kernels; None where it can. It takes what CC names, or the first there is."""
+    named = os.environ.get("CC")
+    if any(which(name) for name in ([named] if named else ("gcc", "clang", "cc"))):
+        return None
+    found = f"CC names {named!r}, which is not there" if named else "there is none"
+    return f"torch.compile needs a C compiler for a GPU, and {found}: install gcc or clang, or name one in CC"

@@ -34,9 +34,25 @@ def test_answers_become_findings() -> None:
     assert notes.found[2].data == {"error": 2.0}
 
 
-def test_our_own_mistakes_go_on() -> None:
-    with pytest.raises(ZeroDivisionError):
-        Notes(60).ask("a", {}, lambda: raising(ZeroDivisionError()))
+def test_whatever_an_answer_raises_is_noted() -> None:
+    notes = Notes(60)
+    assert not notes.ask("a", {}, lambda: raising(RuntimeError("no C compiler\nand a long trace")))
+    assert not notes.ask("b", {}, lambda: raising(ZeroDivisionError()))
+    notes.finish("c", {}, lambda: raising(MemoryError("out of it")))
+    notes.finish("d", {}, dict)
+    assert [(f.section, f.state, f.reason) for f in notes.found] == [
+        ("a", FAILED, "RuntimeError: no C compiler"),
+        ("b", FAILED, "ZeroDivisionError"),
+        ("c", FAILED, "MemoryError: out of it"),
+    ]
+
+
+def test_an_interrupt_is_no_answer() -> None:
+    def interrupted() -> Figures:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Notes(60).ask("a", {}, interrupted)
 
 
 def test_what_does_not_fit_is_not_begun() -> None:
@@ -45,9 +61,16 @@ def test_what_does_not_fit_is_not_begun() -> None:
     assert notes.found[0].state == NOT_RUN
     assert "it takes about 11 s" in str(notes.found[0].reason)
     assert notes.ask("slow", {}, dict, expected=1)
-    assert notes.ask("slow", {}, dict, expected=11), "what it really takes counts from then on"
+    assert not notes.ask("slow", {}, dict, expected=11), "a short one before does not make a long one short"
     notes._longest["slow"] = 12
     assert not notes.ask("slow", {}, lambda: raising(AssertionError()), expected=1)
+
+
+def test_one_that_is_long_by_its_kind_does_not_make_its_section_long() -> None:
+    notes = Notes(10)
+    notes._longest["compile"] = 200
+    assert notes.ask("latency", {}, dict, expected=1)
+    assert not notes.ask("latency", {}, dict, expected=1, kind="compile")
 
 
 def test_what_takes_longest_comes_first() -> None:

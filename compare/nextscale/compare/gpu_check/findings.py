@@ -55,27 +55,40 @@ class Notes:
         """Seconds so far."""
         return time.monotonic() - self._start
 
-    def ask(self, section: str, subject: Subject, answer: Callable[[], Figures], expected: float = 5.0) -> bool:
-        """Runs ``answer`` and notes its figures; whether it passed.
+    def ask(
+        self, section: str, subject: Subject, answer: Callable[[], Figures], expected: float = 5.0, kind: str = ""
+    ) -> bool:
+        """Runs ``answer`` and notes its figures; whether it passed. Whatever it raises is noted as a failure.
 
-        Not where the section's longest answer so far (at first: ``expected`` seconds) would not fit into the time left.
-        What a user can meet is noted as a failure; what is our mistake goes on.
+        Not where as much as the longest answer of its ``kind`` (else: its section) so far, and no less than
+        ``expected`` seconds, would not fit into the time left.
         """
-        needed = self._longest.get(section, expected)
+        kind = kind or section
+        needed = max(self._longest.get(kind, 0.0), expected)
         if self.spent + needed > self.budget:
             over = f"{self.spent:.0f} of {self.budget:.0f} s are over"
             return self._note(section, subject, NOT_RUN, f"it takes about {needed:.0f} s, and {over}")
         started = time.monotonic()
-        try:
-            passed = self._note(section, subject, PASSED, None, answer())
-        except NotRun as why:
-            passed = self._note(section, subject, NOT_RUN, str(why))
-        except Failed as wrong:
-            passed = self._note(section, subject, FAILED, str(wrong), wrong.data)
-        except NextscaleError as error:
-            passed = self._note(section, subject, FAILED, str(error))
-        self._longest[section] = max(self._longest.get(section, 0.0), time.monotonic() - started)
+        passed = self._answered(section, subject, answer)
+        self._longest[kind] = max(self._longest.get(kind, 0.0), time.monotonic() - started)
         return passed
+
+    def finish(self, section: str, subject: Subject, work: Callable[[], object]) -> None:
+        """Runs ``work`` whatever the time is; only a failure is noted."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - what follows has to be asked all the same
+            self._note(section, subject, FAILED, told(error))
+
+    def _answered(self, section: str, subject: Subject, answer: Callable[[], Figures]) -> bool:
+        try:
+            return self._note(section, subject, PASSED, None, answer())
+        except NotRun as why:
+            return self._note(section, subject, NOT_RUN, str(why))
+        except Failed as wrong:
+            return self._note(section, subject, FAILED, str(wrong), wrong.data)
+        except Exception as error:  # noqa: BLE001 - a compiler that is missing, memory that is out: all else still holds
+            return self._note(section, subject, FAILED, told(error))
 
     def tick(self, *_: object) -> None:
         """For what tells its progress: raises :class:`NotRun` once the time is up, so that it ends there."""
@@ -91,3 +104,11 @@ class Notes:
     ) -> bool:
         self.found.append(Finding(section, dict(subject), state, reason, data or {}))
         return state == PASSED
+
+
+def told(error: Exception) -> str:
+    """An error in one line: what a user can meet as it is, all else by its type and its first line."""
+    if isinstance(error, NextscaleError):
+        return str(error)
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
