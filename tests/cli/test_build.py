@@ -92,6 +92,9 @@ def test_the_cost_of_embedded_weights_is_told_first(nextscale: Command, own_toy:
         ((*RTX, "--target", "sm90"), 2, "not for sm90; the flavour tensorrt builds for any NVIDIA GPU"),
         ((*RTX, "--target", "sm86,sm86"), 2, "a target stands twice in sm86,sm86"),
         ((*RTX, "--target", "8.6"), 2, "not for 8.6 (compute capability 8.6 is sm86)"),
+        ((*RTX, "--target", "SM75"), 2, "compiles no float32 product for sm75"),
+        ((*RTX, "--target", "sm86,,sm89"), 2, "--target is a list of GPUs such as sm86,sm89; found 'sm86,,sm89'"),
+        ((*RTX, "--target", ""), 2, "--target is a list of GPUs such as sm86,sm89; found ''"),
         ((*RTX, "--target", "sm86", "--restore", "plugin"), 2, "takes no plugins"),
         ((*RTX, "--target", "sm86", "--batch", "0"), 2, "--batch is a list of numbers from 1 up"),
         ((*RTX, "--target", "sm86", "--batch", "1,one"), 2, "--batch is a list of numbers from 1 up"),
@@ -119,7 +122,7 @@ def test_without_a_gpu_the_flavour_tensorrt_and_unnamed_targets_are_refused(next
     assert "NVIDIA GPU" in run.sentence
     run = nextscale("build", toy, *RTX)
     assert run.status == 2
-    assert "name the GPUs to build for with --target, of sm75" in run.sentence
+    assert "name the GPUs to build for with --target, of sm80" in run.sentence
 
 
 def test_a_missing_library_is_told_with_what_brings_it(fresh: Command, toy: Path) -> None:

@@ -33,7 +33,7 @@ def test_json_and_text_say_the_same(nextscale: Command) -> None:
     assert found["cores"] >= 1
     assert found["memory_bytes"] > 2**28
     assert "CPUExecutionProvider" in found["providers"]
-    assert "builds for sm75" in found["flavors"]["tensorrt-rtx"]
+    assert "builds for sm80" in found["flavors"]["tensorrt-rtx"]
     assert not found["problems"]
     text = nextscale("doctor").out
     assert found["python"] in text

@@ -65,6 +65,7 @@ class HostTensorRT:
             __version__=self.version,
             ILogger=ILogger,
             DataType=DataType,
+            ComputeCapability=SimpleNamespace(__members__={"SM75": 75, "SM86": 86, "SM89": 89}),
             TensorIOMode=TensorIOMode,
             ExecutionContextAllocationStrategy=Strategy,
             CudaGraphStrategy=SimpleNamespace(DISABLED="disabled"),

@@ -62,7 +62,9 @@ def build(
     weights: Annotated[Weights, typer.Option(help="Fed from one copy, or a copy in every engine.")] = Weights.inputs,
     restore: Annotated[
         Restore | None,
-        typer.Option(help="What restores pruned tokens.", show_default="plugin, for tensorrt-rtx function"),
+        typer.Option(
+            help="What restores pruned tokens.", show_default="plugin; function for tensorrt-rtx and before sm80"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -93,7 +95,7 @@ def build(
     wishes = Wishes(read_batch(batch), weights.value, restore.value if restore else None, level, tf32)
     opened = open_bundle(bundle, verify="size")
     library = load(flavor.value)
-    targets = choose_targets(library, tuple(part.strip() for part in target.split(",")) if target else ())
+    targets = choose_targets(library, read_targets(target))
     wanted = [settings_for(opened, library, sm, wishes) for sm in targets]
     with needing("rtx" if flavor is Flavor.tensorrt_rtx else "tensorrt"):
         if weights is Weights.embedded:
@@ -111,6 +113,14 @@ def read_batch(text: str) -> tuple[int, ...]:
     if len({int(part) for part in parts}) != len(parts):
         raise InputError(f"a batch size stands twice in {text!r}")
     return tuple(sorted(int(part) for part in parts))
+
+
+def read_targets(text: str | None) -> tuple[str, ...]:
+    """``sm86,sm89``, in either case; nothing for None."""
+    parts = tuple(part.strip().lower() for part in text.split(",")) if text is not None else ()
+    if not all(parts):
+        raise InputError(f"--target is a list of GPUs such as sm86,sm89; found {text!r}")
+    return parts
 
 
 def _tell_cost(bundle: Bundle, targets: int) -> None:

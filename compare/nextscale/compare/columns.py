@@ -93,7 +93,7 @@ def require(name: str, device: str, threads: int | None = None, bundles: Sequenc
         backend = make_backend(name, device, threads)
         if isinstance(backend, TensorRT):
             for folder in bundles:
-                find_target(open_bundle(folder, verify="size"), name, backend.gpu.sm)
+                find_target(open_bundle(folder, verify="size"), name, backend.gpu.sm, known=backend.library.targets)
     if why:
         raise EnvironmentProblem(why)
 

@@ -211,7 +211,7 @@ def test_altered_and_truncated_engines_are_not_deserialised(gpu: Any) -> None:
 
 def test_batch_sizes_that_were_not_built(gpu: Any) -> None:
     gpu.build(batch_sizes=(1, 2))
-    with pytest.raises(InputError, match=r"batch sizes \[8\] .*--batch 1,2,8`"):
+    with pytest.raises(InputError, match=r"batch sizes \[8\] .*--batch 1,2,8 --restore function`"):
         gpu.open(batch_sizes=(1, 8))
 
 

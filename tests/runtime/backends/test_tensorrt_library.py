@@ -27,11 +27,12 @@ def test_one_module_imports_tensorrt() -> None:
     assert set(library.MODULES.values()) == {"tensorrt", "tensorrt_rtx"}
 
 
-def test_rtx_builds_for_turing_to_blackwell_and_not_for_hopper() -> None:
+def test_rtx_builds_for_ampere_to_blackwell_and_not_for_turing_or_hopper() -> None:
     rtx = load("tensorrt-rtx")
     assert rtx.targets is not None
-    assert {"sm75", "sm86", "sm89", "sm120"} <= set(rtx.targets)
-    assert "sm90" not in rtx.targets
+    assert {"sm80", "sm86", "sm89", "sm120"} <= set(rtx.targets)
+    assert not {"sm75", "sm90"} & set(rtx.targets)
+    assert "SM75" in rtx.trt.ComputeCapability.__members__  # it lists what it cannot build
     assert not rtx.takes_plugins
     assert not rtx.has_timing_cache
     assert rtx.parser_version
@@ -39,6 +40,7 @@ def test_rtx_builds_for_turing_to_blackwell_and_not_for_hopper() -> None:
     assert choose_targets(rtx, ("sm86", "sm89")) == ("sm86", "sm89")
     for asked, says in (
         (("sm90",), "not for sm90; the flavour tensorrt"),
+        (("sm75",), "not for sm75 .it compiles no float32 product for sm75, .*; the flavour tensorrt"),
         (("8.6",), "8.6 is sm86"),
         (("sm86", "sm86"), "twice"),
     ):

@@ -28,7 +28,7 @@ def test_a_target_for_this_gpu(
     settings = settings_for(bundle, library, target, Wishes(batch_sizes=(1, 2), restore=restore))
     report = build_target(bundle, settings, tmp_path / "targets", lambda stage, done, total, what: None)
     opened = open_target(find_target(bundle, "tensorrt", target, tmp_path / "targets"), bundle)
-    check_machine(opened.target, "tensorrt", library.version, target)
+    check_machine(opened.target, "tensorrt", library.version, target, bundle.folder)
     pruned = sum(sub.kept is not None for layer in bundle.manifest.plan.steps[-1].layers for sub in layer.sub_layers)
     assert opened.engine("step_03").plugin_layers == (pruned if restore == "plugin" else 0)
     assert all(engine.scratch is not None for engine in report.target.engines)

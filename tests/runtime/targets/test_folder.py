@@ -44,6 +44,8 @@ def test_one_that_is_not_there_is_told_with_the_command_that_builds_it(own_built
     assert f"there is {NAME}" in str(caught.value)
     with pytest.raises(BackendError, match=r"nothing is built there.*-o "):
         find_target(bundle, "tensorrt-rtx", "sm86", own_bundle.parent / "elsewhere")
+    with pytest.raises(BackendError, match=r"builds none for sm90; .* --flavor tensorrt --target sm90`"):
+        find_target(bundle, "tensorrt-rtx", "sm90", known=("sm86", "sm89"))
 
 
 def test_what_lies_in_the_users_cache_is_found(
@@ -70,7 +72,7 @@ def test_an_altered_graph_is_refused_by_its_hash(own_built: Path, own_bundle: Pa
     change_graph(own_bundle, "step_02")
     said = refusal(own_built, own_bundle)
     assert "graph_sha256 of step_02 was " in said
-    command = f"nextscale build {own_bundle} --flavor tensorrt-rtx --target sm86 --batch 1 --restore function"
+    command = f"nextscale build {own_bundle} --flavor tensorrt-rtx --target sm86"
     assert f"rebuild it with `{command}`" in said
 
 
@@ -99,7 +101,7 @@ def test_damaged_engines_are_refused_by_length_and_hash(own_built: Path, own_bun
     path.write_bytes(content)
     said = refusal(own_built, own_bundle)
     assert "step_01.engine was changed or damaged: its sha256 is " in said
-    assert said.endswith("--restore function --force`")
+    assert said.endswith("--target sm86 --force`")
     open_target(own_built, open_bundle(own_bundle), verify="size")
     path.write_bytes(content[:-1])
     assert "bytes, the manifest says" in refusal(own_built, own_bundle, "size")
@@ -139,11 +141,12 @@ def test_another_machine_is_refused_by_field(built: Path, here: tuple[str, str |
     target = read_target(built)
     flavor, version, sm = here
     with pytest.raises(BackendError) as caught:
-        check_machine(target, flavor, version or target.library_version, sm)
+        check_machine(target, flavor, version or target.library_version, sm, built.parent / "tiny", built.parent)
     assert says in str(caught.value)
-    assert f"nextscale build engines/tiny --flavor {flavor} --target {sm}" in str(caught.value)
+    place = f"{built.parent}/tiny --flavor {flavor} --target {sm} -o {built.parent}"
+    assert str(caught.value).endswith(f"`nextscale build {place}`")
 
 
 def test_its_own_machine_is_let_through(built: Path) -> None:
     target = read_target(built)
-    check_machine(target, target.flavor, target.library_version, target.target)
+    check_machine(target, target.flavor, target.library_version, target.target, built.parent / "tiny")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError, BundleError, ManifestError
 from nextscale.runtime.manifest import File
-from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Settings, Target, loads
+from nextscale.runtime.targets.command import build_command, moved, rebuild_command
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Target, loads
 from nextscale.runtime.targets.places import beside, folder_name, in_cache
 from nextscale.runtime.targets.stale import GRAPH, Difference
 
@@ -37,11 +38,14 @@ class OpenTarget:
         return self.target.engine(graph)
 
 
-def find_target(bundle: Bundle, flavor: str, sm: str, targets: Path | None = None) -> Path:
+def find_target(
+    bundle: Bundle, flavor: str, sm: str, targets: Path | None = None, known: Sequence[str] | None = None
+) -> Path:
     """The folder of ``bundle``'s target for a flavour and a compute capability such as ``sm86``.
 
     Looked for beside the bundle and in the user's cache, or only in the folder ``targets`` (what ``nextscale build -o``
-    was given). Raises :class:`BackendError` with the command that builds it.
+    was given). ``known`` are the GPUs that the flavour builds for, None where that is any. Raises :class:`BackendError`
+    with the command that builds it.
     """
     name = folder_name(flavor, sm, bundle.manifest.precision)
     places = [beside(bundle), in_cache(bundle)] if targets is None else [Path(targets)]
@@ -50,11 +54,11 @@ def find_target(bundle: Bundle, flavor: str, sm: str, targets: Path | None = Non
             return place / name
     others = sorted({p.parent.name for place in places for p in place.glob(f"[!.]*/{FILE_NAME}")})
     there = f"there {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else "nothing is built there"
-    raise BackendError(
-        f"{bundle.folder} has no target {name} in {places[0]} ({there}): "
-        f"build it with `nextscale build {bundle.folder} --flavor {flavor} --target {sm}"
-        f"{'' if targets is None else f' -o {targets}'}`"
-    )
+    said = f"{bundle.folder} has no target {name} in {places[0]} ({there}): "
+    if known is not None and sm not in known:
+        other = build_command(bundle.folder, "tensorrt", sm, targets)
+        raise BackendError(f"{said}{flavor} builds none for {sm}; take the flavour tensorrt: `{other}`")
+    raise BackendError(f"{said}build it with `{build_command(bundle.folder, flavor, sm, targets)}`")
 
 
 def targets_of(bundle: Bundle) -> dict[Path, Target | str]:
@@ -78,14 +82,14 @@ def open_target(folder: Path, bundle: Bundle, verify: str = "full") -> OpenTarge
         raise InputError(f"verify is 'full' or 'size'; found {verify!r}")
     target = read_target(folder)
     folder = Path(folder).resolve()
+    command = rebuild_command(bundle.folder, target, folder.parent)
     for difference in _against_bundle(target, bundle):
         raise BackendError(
-            f"{folder} was built for something else than {bundle.folder}: {difference}; "
-            f"rebuild it with `{rebuild_command(bundle, target)}`"
+            f"{folder} was built for something else than {bundle.folder}: {difference}; rebuild it with `{command}`"
         )
     for engine in target.engines:
         if wrong := damage(folder, engine, verify == "full"):
-            raise BackendError(f"{folder}: {wrong}; rebuild it with `{rebuild_command(bundle, target)} --force`")
+            raise BackendError(f"{folder}: {wrong}; rebuild it with `{command} --force`")
     return OpenTarget(folder, target)
 
 
@@ -120,11 +124,14 @@ def read_target(folder: Path) -> Target:
         raise BackendError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def check_machine(target: Target, flavor: str, library_version: str, sm: str) -> None:
+def check_machine(
+    target: Target, flavor: str, library_version: str, sm: str, bundle: Path, place: Path | None = None
+) -> None:
     """Refuse engines of another flavour, library version or GPU than what is here, before they are deserialised.
 
     ``flavor`` and ``library_version`` are those of the library that is to run them, ``sm`` is the device's compute
-    capability, such as ``sm86``. Raises :class:`BackendError`.
+    capability, such as ``sm86``; ``bundle`` is the bundle's folder and ``place`` the one that its targets lie in, for
+    the command in the refusal. Raises :class:`BackendError`.
     """
     here = {"flavor": flavor, "library_version": library_version, "target": sm}
     for field, found in here.items():
@@ -132,20 +139,8 @@ def check_machine(target: Target, flavor: str, library_version: str, sm: str) ->
         if built != found:
             raise BackendError(
                 f"the engines of {target.bundle} were built for {field} {built}, and here it is {found}: rebuild them "
-                f"with `nextscale build engines/{target.bundle} --flavor {flavor} --target {sm}{_arguments(target)}`"
+                f"with `{rebuild_command(bundle, moved(target, flavor, sm), place)}`"
             )
-
-
-def rebuild_command(bundle: Bundle, settings: Settings) -> str:
-    """The command that builds a target of those settings."""
-    return (
-        f"nextscale build {bundle.folder} --flavor {settings.flavor} --target {settings.target}{_arguments(settings)}"
-    )
-
-
-def _arguments(settings: Settings) -> str:
-    weights = " --weights embedded" if settings.weights == "embedded" else ""
-    return f" --batch {','.join(map(str, settings.batch_sizes))}{weights} --restore {settings.restore}"
 
 
 def _against_bundle(target: Target, bundle: Bundle) -> Iterator[Difference]:

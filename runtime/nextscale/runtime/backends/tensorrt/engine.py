@@ -5,6 +5,7 @@ Runs in the builder's own process; :mod:`nextscale.runtime.backends.tensorrt.bui
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,23 +15,12 @@ from typing import Any
 from nextscale.plugins.signature import DOMAIN, NAME
 from nextscale.runtime.backends.tensorrt.attention import NAME as ATTENTION
 from nextscale.runtime.backends.tensorrt.attention import attention_nodes, expand_attention
-from nextscale.runtime.backends.tensorrt.library import Library, log
+from nextscale.runtime.backends.tensorrt.library import DTYPES, Library, log
 from nextscale.runtime.backends.tensorrt.lift import external_weights, lift_weights, read_graph
 from nextscale.runtime.backends.tensorrt.progress import Tell, make_monitor
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
 from nextscale.runtime.targets.manifest import Settings
-
-# TensorRT's name of a manifest's dtype; where it has none, its parser refuses the graph.
-DTYPES = {
-    "float32": "FLOAT",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "int8": "INT8",
-    "uint8": "UINT8",
-}
 
 
 @dataclass(frozen=True)
@@ -118,8 +108,8 @@ def _configured(library: Library, settings: Settings, job: Job, builder: Any, ne
 def _check_parsed(job: Job, parser: Any, network: Any, parsed: bool, weights: list[str]) -> None:
     """A parser may return success for garbage: require layers, and the manifest's names, types and lengths."""
     if parser.num_errors or not parsed:
-        reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise BackendError(f"the parser refuses {Path(job.source).name}: {reason.strip().splitlines()[0][:300]}")
+        said = parser.get_error(0).desc().strip().partition("\n")[0][:300] if parser.num_errors else ""
+        raise BackendError(f"the parser refuses {Path(job.source).name}: {said or 'no reason given'}")
     inputs = {t.name: t for t in map(network.get_input, range(network.num_inputs))}
     outputs = {t.name: t for t in map(network.get_output, range(network.num_outputs))}
     odd = {*weights} - {*inputs}
@@ -162,7 +152,7 @@ def _scratch(library: Library, settings: Settings, engine: Any, name: str) -> Ma
 
 def _keep(path: Path, content: bytes) -> None:
     """Replaces the timing cache whole; it is a help and no result, so a full disk does not fail the build."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)

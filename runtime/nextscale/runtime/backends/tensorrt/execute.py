@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,19 +22,11 @@ from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import IMAGES, Graph
 from nextscale.runtime.targets import OpenTarget, check_machine, find_target, open_target
+from nextscale.runtime.targets.command import rebuild_command
 
 log = logging.getLogger("nextscale.runtime")
 
 ALIGNMENT = 256  # bytes, of every address that an engine is given
-_TYPES = {
-    "float32": "FLOAT",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "int64": "INT64",
-    "int32": "INT32",
-    "int8": "INT8",
-    "uint8": "UINT8",
-}
 
 
 class TensorRT(Backend):
@@ -64,16 +56,15 @@ class TensorRT(Backend):
 
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Engines:
         """Find the target for this GPU, check it, and load its engines and the weights."""
-        folder = find_target(bundle, self.name, self.gpu.sm, self.targets)
+        folder = find_target(bundle, self.name, self.gpu.sm, self.targets, self.library.targets)
         opened = open_target(folder, bundle, self.verify)
-        check_machine(opened.target, self.name, self.library.version, self.gpu.sm)
+        check_machine(opened.target, self.name, self.library.version, self.gpu.sm, bundle.folder, folder.parent)
         missing = sorted({*(batch_sizes or ())} - {*opened.target.batch_sizes})
         if missing:
-            every = ",".join(map(str, sorted({*missing, *opened.target.batch_sizes})))
+            every = replace(opened.target, batch_sizes=tuple(sorted({*missing, *opened.target.batch_sizes})))
             raise InputError(
                 f"batch sizes {missing} were asked for, and {folder} was built for {list(opened.target.batch_sizes)}: "
-                f"build it with `nextscale build {bundle.folder} --flavor {self.name} --target {self.gpu.sm} "
-                f"--batch {every}`"
+                f"build it with `{rebuild_command(bundle.folder, every, folder.parent)}`"
             )
         return Engines(self.gpu, self.library, bundle, opened, batch_sizes or opened.target.batch_sizes)
 
@@ -88,7 +79,7 @@ class TensorRT(Backend):
 
 
 class TensorRTRTX(TensorRT):
-    """TensorRT for RTX: the same on Turing to Blackwell RTX cards, with targets that were built on any machine."""
+    """TensorRT for RTX: the same on Ampere to Blackwell RTX cards, with targets that were built on any machine."""
 
     name: ClassVar[str] = "tensorrt-rtx"
 
@@ -219,7 +210,7 @@ class Engines(Resident):
             raise BackendError(f"{path} asks for the weights {weights[:3]}..., which its target says are inside")
         for tensor in (*graph.inputs, *graph.outputs):
             found = engine.get_tensor_dtype(tensor.name)
-            if found != getattr(trt.DataType, _TYPES[tensor.dtype]):
+            if found != getattr(trt.DataType, libraries.DTYPES[tensor.dtype]):
                 raise BackendError(f"{path}: {tensor.name} is {found} in the engine and {tensor.dtype} in the bundle")
         return Loading(graph, engine, weights, tuple(self._library.scratch(engine)))
 
@@ -229,7 +220,7 @@ class Engines(Resident):
             assert self._arena is not None
             stored, shape = self._arena.weights[name], tuple(one.engine.get_tensor_shape(name))
             found = one.engine.get_tensor_dtype(name)
-            if shape != stored.shape or found != getattr(self._library.trt.DataType, _TYPES[stored.dtype]):
+            if shape != stored.shape or found != getattr(self._library.trt.DataType, libraries.DTYPES[stored.dtype]):
                 raise BackendError(
                     f"the engine of {one.graph.name} takes {name} as {found} {list(shape)}, and the weights file holds "
                     f"{stored.dtype} {list(stored.shape)}: build the target again"

@@ -24,6 +24,19 @@ EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 4)}
 NEWEST = {"tensorrt": (11,), "tensorrt-rtx": (1,)}  # of the major version
 
+# TensorRT's name of a manifest's dtype; where it has none, its parser refuses the graph.
+DTYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "int8": "INT8",
+    "uint8": "UINT8",
+}
+# What TensorRT-RTX lists and cannot build all graphs for, and why.
+LACKING = {"sm75": "it compiles no float32 product for sm75, and every step has some"}
+
 # Of every function body that is inlined more than once; it says nothing of the engine.
 _CHATTER = ("already exists, the output tensors of this new instance will not be queryable",)
 
@@ -44,11 +57,12 @@ class Library:
 
     @property
     def targets(self) -> tuple[str, ...] | None:
-        """Every target that engines can be built for on any machine; None: only for the GPU of this machine."""
+        """Every target that a bundle can be built for on any machine; None: only for the GPU of this machine."""
         if self.flavor == "tensorrt":
             return None
         names = (re.fullmatch(r"SM(\d+)", name) for name in self.trt.ComputeCapability.__members__)
-        return tuple(f"sm{number}" for number in sorted(int(match[1]) for match in names if match))
+        numbers = sorted(int(match[1]) for match in names if match)
+        return tuple(f"sm{number}" for number in numbers if f"sm{number}" not in LACKING)
 
     @property
     def takes_plugins(self) -> bool:

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 
 from nextscale.plan.errors import InputError
 from nextscale.plan.limits import limits
-from nextscale.runtime.backends.tensorrt.library import Library
+from nextscale.plugins.kernel import ARCHITECTURE
+from nextscale.runtime.backends.tensorrt.library import LACKING, Library
 from nextscale.runtime.backends.tensorrt.lift import external_weights, read_graph
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import WEIGHTS_FILE
-from nextscale.runtime.targets.manifest import Plugin, Settings, check, make_target
+from nextscale.runtime.targets.command import default_restore, runs_plugin
+from nextscale.runtime.targets.manifest import Plugin, Settings, check, check_target_name, make_target
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a caller chooses. ``restore`` None is the plugin where the flavour takes one, else the function.
+    """What a caller chooses. ``restore`` None is the plugin where flavour and GPU take it, else the function.
 
     ``tf32`` lets float32 products round their factors to 10 bits of mantissa: faster, and no longer float32.
     """
@@ -51,7 +53,13 @@ def choose_targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
     Raises :class:`InputError` for what the flavour does not build.
     """
     if (known := library.targets) is None:
-        here = this_gpu()
+        try:
+            here = this_gpu()
+        except BackendError as error:
+            raise BackendError(
+                f"the flavour {library.flavor} was asked for, which builds on the GPU that it builds for, and here is "
+                f"none that can be used ({error}); on a machine without a GPU build with --flavor tensorrt-rtx"
+            ) from error
         if odd := [target for target in asked if target != here.sm]:
             raise InputError(
                 f"the flavour {library.flavor} builds for the GPU that it runs on, here {here.name} ({here.sm}), not "
@@ -66,9 +74,11 @@ def choose_targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
                 f"name the GPUs to build for with --target, of {', '.join(known)}: CUDA finds none in this machine"
             ) from error
     if odd := [target for target in asked if target not in known]:
-        hint = "" if all(re.fullmatch("sm[0-9]+", target) for target in odd) else " (compute capability 8.6 is sm86)"
+        notes = [LACKING[target] for target in odd if target in LACKING]
+        notes += [] if all(re.fullmatch("sm[0-9]+", target) for target in odd) else ["compute capability 8.6 is sm86"]
+        why = f" ({'; '.join(notes)})" if notes else ""
         raise InputError(
-            f"{library.flavor} {library.version} builds for {', '.join(known)}, not for {', '.join(odd)}{hint}; "
+            f"{library.flavor} {library.version} builds for {', '.join(known)}, not for {', '.join(odd)}{why}; "
             "the flavour tensorrt builds for any NVIDIA GPU, on that GPU"
         )
     if len(set(asked)) != len(asked):
@@ -78,10 +88,16 @@ def choose_targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
 
 def settings_for(bundle: Bundle, library: Library, target: str, wishes: Wishes) -> Settings:
     """What a target of ``bundle`` is to be. Raises :class:`InputError` for what cannot be wished for."""
-    restore = wishes.restore or ("plugin" if library.takes_plugins else "function")
+    check_target_name(target)
+    restore = wishes.restore or default_restore(library.flavor, target)
     if restore == "plugin" and not library.takes_plugins:
         raise InputError(
             f"{library.flavor} takes no plugins: give --restore function, or build with --flavor tensorrt on the GPU"
+        )
+    if restore == "plugin" and not runs_plugin(target):
+        raise InputError(
+            f"the plugin's kernel needs a GPU of {ARCHITECTURE.replace('compute_', 'sm')} or newer, and this is for "
+            f"{target}: leave --restore out, or give --restore function"
         )
     if sentences := limits(bundle.manifest.plan):
         raise InputError(f"TensorRT cannot build {bundle.folder}: {'; '.join(sentences)}")
