@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import bundles
+from support.host_cuda import HostDevice
+from support.host_onnxruntime import HostOnnxRuntime
+from support.host_tensorrt import HostTensorRT, aligned_plan, write_target
 
-from nextscale.compare import columns
+from nextscale.compare import child, columns
 from nextscale.compare.columns import choose
 from nextscale.compare.lineup import make_specs
+from nextscale.compare.sides import Ask, Opener, Spec
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
-from nextscale.runtime.backends import Backend, make_backend
+from nextscale.runtime.backends import onnxruntime_cuda
+from nextscale.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
+from nextscale.runtime.backends.tensorrt import execute
 from nextscale.runtime.backends.tensorrt.execute import TensorRT, TensorRTRTX
+from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.errors import BackendError
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -73,28 +82,60 @@ def test_torch_compile_without_a_compiler_says_which(monkeypatch: pytest.MonkeyP
     assert any("C++ compiler" in sentence for sentence in choose(["all"], "cpu", 1).left_out)
 
 
-def test_a_tensorrt_without_engines_of_a_bundle_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU host would say; nothing of CUDA is asked."""
+@dataclass
+class Machine:
+    """A machine with a GPU, of host memory: every backend is made by ``make_backend`` itself."""
 
-    def make(name: str, device: str | None = None, threads: int | None = None) -> Backend:
-        if name == "onnxruntime":
-            return make_backend(name, "cpu", threads)
-        gpu, library = SimpleNamespace(sm="sm86"), SimpleNamespace(version="1")
-        return {"tensorrt": TensorRT, "tensorrt-rtx": TensorRTRTX}[name](
-            open_device=lambda ordinal: gpu,  # type: ignore[arg-type, return-value]
-            load_library=lambda flavor: library,  # type: ignore[arg-type, return-value]
-        )
+    bundle: Path
+    tensorrt: HostTensorRT
 
-    monkeypatch.setattr(columns, "make_backend", make)
+    def build(self, flavor: str, *batch_sizes: int) -> None:
+        write_target(open_bundle(self.bundle), self.tensorrt, flavor, batch_sizes)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    device = HostDevice()
+    ort, trt = HostOnnxRuntime(device), HostTensorRT(device)
+
+    def opened(ordinal: int) -> Any:
+        return device
+
+    def on_device(kind: Any, **libraries: Any) -> Any:
+        return lambda *given: kind(*given, open_device=opened, **libraries)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(columns, "lacking_cuda", lambda: None)
-    path = bundles.write_bundle(tmp_path / "a")
-    found = choose(["all"], None, 1, [path])
+    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCuda", on_device(OnnxRuntimeCuda, ort=ort))
+    monkeypatch.setattr(execute, "TensorRT", on_device(TensorRT, load_library=trt.load))
+    monkeypatch.setattr(execute, "TensorRTRTX", on_device(TensorRTRTX, load_library=trt.load))
+    return Machine(bundles.write_bundle(tmp_path / "a", aligned_plan()), trt)
+
+
+@pytest.mark.parametrize("column", columns.BACKENDS)
+def test_a_bundle_runs_on_a_gpu_whatever_the_threads_are(machine: Machine, column: str) -> None:
+    """They are of eager PyTorch's passes; backends on a GPU refuse any."""
+    if column != "onnxruntime":
+        machine.build(column, 1)
+    found = choose([column], "cuda", 2, [machine.bundle])
+    assert found.names == ("eager", column)
+    plan = open_bundle(machine.bundle).manifest.plan
+    opener = Opener(Path(), Path(), found.device, 2, 1, plan.schedule)
+    run = opener.open(Spec("a", plan, "fp32", machine.bundle, column=column)).run(Ask((1,), 5, 1.5, 0.9, 1.0))
+    task = {"bundle": machine.bundle, "column": column, "device": "cuda", "threads": 2, "labels": [1], "seed": 5}
+    pipeline, measured = child._bundle(task)()  # type: ignore[misc]
+    assert pipeline.backend.device == "cuda"
+    assert np.array_equal(run.pictures, measured.floats)
+
+
+def test_a_tensorrt_without_engines_of_a_bundle_is_left_out(machine: Machine) -> None:
+    found = choose(["all"], None, 1, [machine.bundle])
     assert found.device == "cuda"
     assert found.backends == ("onnxruntime",)
     (sentence,) = (s for s in found.left_out if s.startswith("tensorrt-rtx is"))
-    assert f"nextscale build {path} --flavor tensorrt-rtx --target sm86" in sentence
+    assert f"nextscale build {machine.bundle} --flavor tensorrt-rtx --target sm86" in sentence
     with pytest.raises(BackendError, match="has no target tensorrt-sm86-fp32"):
-        choose(["tensorrt"], None, 1, [path])
+        choose(["tensorrt"], None, 1, [machine.bundle])
 
 
 def test_every_error_is_one_a_user_can_meet() -> None:

@@ -105,10 +105,10 @@ def _torch(task: dict[str, Any]) -> Run:
 
 
 def _bundle(task: dict[str, Any]) -> Run:
-    from nextscale.runtime.backends import make_backend
+    from nextscale.compare.columns import open_backend
     from nextscale.runtime.pipeline import Pipeline
 
-    engine = make_backend(task["column"], task["device"], task["threads"])
+    engine = open_backend(task["column"], task["device"], task["threads"])
 
     def work() -> object:
         pipeline = Pipeline.open(task["bundle"], engine, batch_sizes=(len(task["labels"]),))

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from nextscale.compare.clock import Clock
-from nextscale.compare.columns import COMPILE, EAGER
+from nextscale.compare.columns import COMPILE, EAGER, open_backend
 from nextscale.compare.compiled import CompiledEager
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.eager import Eager, Request, State
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Grid, Plan
-from nextscale.runtime.backends import make_backend
 from nextscale.runtime.pipeline import Pipeline
 from nextscale.runtime.result import StepResult
 
@@ -105,7 +104,7 @@ class Opener:
         if spec.bundle is None:
             eager = prepared(self.checkpoint, spec.plan, spec.precision)
             return EagerSide(CompiledEager(eager) if spec.column == COMPILE else eager)
-        engine = make_backend(spec.column, self.device, self.threads)
+        engine = open_backend(spec.column, self.device, self.threads)
         return BundleSide(Pipeline.open(spec.bundle, engine, batch_sizes=(self.batch,)))
 
     @cached_property
