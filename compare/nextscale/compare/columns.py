@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import which
 
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
-from nextscale.runtime.backends import make_backend
+from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.backends.tensorrt.execute import TensorRT
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.targets import find_target
@@ -90,12 +90,17 @@ def require(name: str, device: str, threads: int | None = None, bundles: Sequenc
     elif name in GPU_ONLY and device != "cuda":
         raise InputError(f"{name} runs on a GPU: ask for device 'cuda', or leave {name} out")
     else:
-        backend = make_backend(name, device, threads)
+        backend = open_backend(name, device, threads)
         if isinstance(backend, TensorRT):
             for folder in bundles:
                 find_target(open_bundle(folder, verify="size"), name, backend.gpu.sm, known=backend.library.targets)
     if why:
         raise EnvironmentProblem(why)
+
+
+def open_backend(name: str, device: str, threads: int | None) -> Backend:
+    """What executes bundles in that column; ``threads`` are of a pass on the CPU, and no GPU's backend takes them."""
+    return make_backend(name, device, threads if device == "cpu" else None)
 
 
 def lacking_cuda() -> str | None:
