@@ -48,12 +48,14 @@ class ILogger:
 class HostTensorRT:
     """The library: ``load`` is given to a backend as its ``load_library``. ``scratch`` are bytes by graph.
 
-    A graph in ``refuses`` is not enqueued; one in ``uncapturable`` cannot be captured, as the RTX flavour may say.
+    A graph in ``refuses`` is not enqueued, one in ``refuses_capture`` not while something is captured; one in
+    ``uncapturable`` cannot be captured, as the RTX flavour may say.
     """
 
     def __init__(self, device: HostDevice, scratch: dict[str, int] | None = None, version: str = VERSION) -> None:
         self.device, self.scratch, self.version = device, scratch or {}, version
         self.refuses: set[str] = set()
+        self.refuses_capture: set[str] = set()
         self.uncapturable: set[str] = set()
         self.contexts: list[Context] = []
         self.deserialized: list[str] = []
@@ -136,6 +138,9 @@ class RuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
 
+    def get_execution_context_allocation_strategy(self) -> Strategy:
+        return self.strategy  # type: ignore[no-any-return]
+
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache()
 
@@ -201,22 +206,25 @@ class Context:
         if self.engine.name in library.refuses or self.infer_shapes() or self.memory[1] < needed:
             return False
         if on.recording is not None:
+            if self.engine.name in library.refuses_capture:
+                return False
             assert self.runs, f"{self.engine.name} is captured before its first run"
             self.captures += 1
             assert self.captures == 1, f"one context of {self.engine.name} is in two CUDA graphs"
         self.runs += 1
-        on.ask(("enqueue", self.engine.name), self.run)
+        addresses = dict(self.addresses)
+        on.ask(("enqueue", self.engine.name), lambda: self.run(addresses))
         return True
 
-    def run(self) -> None:
-        """When the stream comes to it."""
+    def run(self, addresses: dict[str, int]) -> None:
+        """When the stream comes to it, with the addresses that it was enqueued with."""
         binding = self.engine.session.io_binding()
         sizes = self.symbols()
         for name, arg in self.engine.tensors.items():
             shape = self.shapes.get(name) or tuple(sizes.get(d, d) for d in arg.shape)
             dtype, bind = _NAMES[arg.type], binding.bind_input if name in self.engine.inputs else binding.bind_output
-            self.device.check("device", self.addresses[name], 1)
-            bind(name, "cpu", 0, TYPES[dtype][1], shape, self.addresses[name])
+            self.device.check("device", addresses[name], 1)
+            bind(name, "cpu", 0, TYPES[dtype][1], shape, addresses[name])
         address, size = self.memory
         if size:
             self.device.blocks[address].raw[:size] = 0xCD  # activations go through it

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.host_cuda import HostDevice, Record
+from support.host_cuda import HostDevice, HostStream, Record
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime import Pipeline, Result
@@ -38,7 +40,7 @@ def equal(a: Result, b: Result) -> bool:
 
 @pytest.mark.parametrize("flavor", FLAVORS)
 def test_pictures_and_tokens_are_those_of_onnx_runtime(gpu: Any, reference: Any, flavor: str) -> None:
-    """Three calls: run one by one, captured, replayed; other seeds, labels and settings each time."""
+    """Three calls, all replayed; other seeds, labels and settings each time."""
     gpu.build(flavor)
     pipeline = gpu.open(flavor)
     for seed, guidance in ((1, 1.5), (2, 3.0), (2**40 + 3, 0.0)):
@@ -65,6 +67,7 @@ def test_all_memory_is_taken_at_open(gpu: Any) -> None:
     assert sorted(sizes) == sorted([pipeline.memory.fixed["weights"], *[sum_of(pipeline), pipeline.memory.scratch] * 2])
     _, asked = new(gpu.device, lambda: [pipeline.generate([0], seed=s) for s in range(4)])
     assert not [record for record in asked if record[0] in TAKES]
+    assert pipeline.memory.taken < 256 * 2 * 60  # what aligns the buffers: the double's contexts and graphs are free
     _, asked = new(gpu.device, lambda: [list(pipeline.stream([0, 1], seed=s)) for s in range(4)])
     assert not [record for record in asked if record[0] in TAKES]
 
@@ -85,34 +88,25 @@ def test_every_context_works_on_the_slots_scratch(gpu: Any) -> None:
     gpu.open()
     needed = [c for c in gpu.tensorrt.contexts if c.engine.name in ("begin", "step_00", "step_02", "decode")]
     assert len({c.memory for c in needed}) == 1
-    assert len(gpu.tensorrt.contexts) == 2 * (len(GRAPHS) + 1)  # decode reads either buffer of the code sum
+    # Whole pictures have contexts of their own; decode reads either buffer of the code sum.
+    assert len(gpu.tensorrt.contexts) == 2 * (len(GRAPHS) + len(GRAPHS) + 1)
 
 
 def test_a_picture_is_one_copy_in_one_graph_and_copies_out(gpu: Any) -> None:
-    """From the second call on; the first runs graph by graph, and nothing of the host comes between them either."""
+    """From the first call on: all was run and captured when the pipeline was opened."""
     gpu.build()
-    pipeline = gpu.open()
-    _, first = new(gpu.device, lambda: pipeline.generate([0], seed=0))
-    kinds = [record[0] for record in first]
-    assert kinds.count("upload") == 1
-    assert kinds[0] == "upload"
-    assert [record[1] for record in first if record[0] == "enqueue"] == list(GRAPHS)
-    assert kinds.index("wait") > max(i for i, kind in enumerate(kinds) if kind in ("enqueue", "launch"))
-    _, second = new(gpu.device, lambda: pipeline.generate([1], seed=1))
-    kinds = [record[0] for record in second]
-    assert kinds[:2] == ["upload", "capture"]
-    assert [record[2] for record in second if record[:2] == ("captured", "enqueue")] == list(GRAPHS)
-    assert set(kinds) <= {"upload", "capture", "captured", "graph", "download", "wait"}
-    for _ in range(2):
+    pipeline, opening = new(gpu.device, lambda: gpu.open(batch_sizes=(1,)))
+    first = [record[0] for record in opening].index("capture")
+    assert [record[2] for record in opening[first:] if record[:2] == ("captured", "enqueue")][:6] == list(GRAPHS)
+    assert [record[1] for record in opening[:first] if record[0] == "enqueue"] == [*GRAPHS, "decode"]
+    for _ in range(3):
         _, later = new(gpu.device, lambda: pipeline.generate([2], seed=2))
         assert [record[0] for record in later if record[0] != "wait"] == ["upload", "graph", "download", "download"]
 
 
-def test_a_streamed_step_is_one_graph_from_the_second_time_on(gpu: Any) -> None:
+def test_a_streamed_step_is_one_graph(gpu: Any) -> None:
     gpu.build()
     pipeline = gpu.open()
-    for _ in range(2):
-        list(pipeline.stream([0], seed=0))
     _, asked = new(gpu.device, lambda: list(pipeline.stream([1], seed=1)))
     assert [record[0] for record in asked].count("graph") == len(GRAPHS) - 1  # no preview was asked for
     assert not [record for record in asked if record[0] in ("enqueue", "launch", "captured")]
@@ -141,18 +135,34 @@ def test_two_slots_do_not_touch_each_other(gpu: Any, reference: Any) -> None:
 
 @pytest.mark.parametrize("graph", ["begin", "step_02", "decode"])
 def test_a_refused_enqueue_raises(gpu: Any, graph: str) -> None:
-    gpu.build()
-    pipeline = gpu.open()
+    """At opening, and where graphs are launched one by one, later too."""
+    gpu.build("tensorrt-rtx")
+    gpu.tensorrt.refuses = {graph}
+    with pytest.raises(BackendError, match=f"TensorRT does not run {graph}"):
+        gpu.open("tensorrt-rtx")
+    assert not [block for block in gpu.device.blocks.values() if block.kind == "device"]
+    gpu.tensorrt.refuses, gpu.tensorrt.uncapturable = set(), {graph}
+    pipeline = gpu.open("tensorrt-rtx")
     gpu.tensorrt.refuses = {graph}
     with pytest.raises(BackendError, match=f"TensorRT does not run {graph}"):
         pipeline.generate([0], seed=0)
     gpu.tensorrt.refuses = set()
-    pipeline.generate([0], seed=0)
-    gpu.tensorrt.refuses = {graph}
-    with pytest.raises(BackendError, match=f"TensorRT does not run {graph}"):
-        pipeline.generate([0], seed=0)  # while it is captured
-    gpu.tensorrt.refuses = set()
     assert len(pipeline.generate([0], seed=0)) == 1
+
+
+@pytest.mark.parametrize("graph", ["begin", "step_02", "decode"])
+def test_a_capture_that_fails_leaves_calls_that_run(
+    gpu: Any, reference: Any, caplog: pytest.LogCaptureFixture, graph: str
+) -> None:
+    gpu.build()
+    gpu.tensorrt.refuses_capture = {graph}
+    with caplog.at_level(logging.WARNING, "nextscale.runtime"):
+        pipeline = gpu.open()
+    assert caplog.text.count(f"could not be captured: TensorRT does not run {graph}") == 1
+    for seed in range(3):
+        assert equal(pipeline.generate([0, 2, 1], seed=seed), reference([0, 2, 1], seed=seed))
+    tokens = [step.tokens for step in pipeline.stream([1], seed=4)]
+    assert all(map(np.array_equal, tokens, reference([1], seed=4).tokens))
 
 
 def test_what_cannot_be_captured_is_launched_graph_by_graph(
@@ -160,12 +170,43 @@ def test_what_cannot_be_captured_is_launched_graph_by_graph(
 ) -> None:
     gpu.build("tensorrt-rtx")
     gpu.tensorrt.uncapturable = {"step_01"}
-    pipeline = gpu.open("tensorrt-rtx", batch_sizes=(1,))
     with caplog.at_level(logging.WARNING, "nextscale.runtime"):
-        for seed in range(3):
-            assert equal(pipeline.generate([0], seed=seed), reference([0], seed=seed))
+        pipeline = gpu.open("tensorrt-rtx", batch_sizes=(1,))
     assert caplog.text.count("step_01 cannot be captured into a CUDA graph") == 1
-    assert not gpu.device.asked("graph")
+    for seed in range(3):
+        _, asked = new(gpu.device, lambda seed=seed: pipeline.generate([0], seed=seed))
+        assert [record[1] for record in asked if record[0] == "enqueue"] == list(GRAPHS)
+        assert not [record for record in asked if record[0] == "graph"]
+        assert equal(pipeline.generate([0], seed=seed), reference([0], seed=seed))
+
+
+def test_a_callers_arrays_share_one_context(gpu: Any, reference: Any) -> None:
+    """Whatever the addresses: it is made at the first, takes no memory, and is part of no capture."""
+    gpu.build()
+    pipeline = gpu.open(batch_sizes=(1,))
+    chain, before = pipeline._slots._free[0], len(gpu.tensorrt.contexts)
+    outs = [np.zeros((1, 3, *pipeline.manifest.plan.image_size), np.float32) for _ in range(20)]
+    aligned_outs = [out for out in outs if out.ctypes.data % 256 == 0] or [aligned_like(outs[0]) for _ in range(20)]
+    for out in aligned_outs:
+        gpu.device.lend(out)
+        _, asked = new(gpu.device, lambda out=out: lent(pipeline, chain, out))
+        assert not [record for record in asked if record[0] in (*TAKES, "capture")]
+        assert np.array_equal(out.transpose(0, 2, 3, 1), reference([2], seed=5).floats)
+    assert len(gpu.tensorrt.contexts) == before + 1
+    assert gpu.tensorrt.contexts[-1].captures == 0
+
+
+def aligned_like(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Zeros, at a multiple of 256."""
+    raw = np.zeros(array.nbytes + 256, np.uint8)
+    start = -raw.ctypes.data % 256
+    return raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+
+
+def lent(pipeline: Pipeline, chain: Any, out: np.ndarray[Any, Any]) -> None:
+    pipeline.generate([2], seed=5)
+    chain.decode(chain.last, 1, {"image.out": out.ctypes.data})
+    chain.slot.memory.wait()
 
 
 def test_broken_weights_are_seen_although_nothing_waits(gpu: Any) -> None:
@@ -289,3 +330,47 @@ def test_closing_gives_all_memory_back(gpu: Any) -> None:
     pipeline.generate([0], seed=0)
     pipeline.close()
     assert not [block for block in gpu.device.blocks.values() if block.kind == "device"]
+
+
+def test_results_that_outlive_a_pipeline_keep_no_context(gpu: Any) -> None:
+    """A step's result knows its pass, and so its calls; what is asked of the device is done before anything goes."""
+    gpu.build()
+    pipeline = gpu.open()
+    steps = list(pipeline.stream([0], seed=0))
+    contexts = [weakref.ref(context) for context in gpu.tensorrt.contexts]
+    gpu.tensorrt.contexts.clear()
+    _, asked = new(gpu.device, pipeline.close)
+    assert not [context for context in contexts if context() is not None]
+    kinds = [record[0] for record in asked]
+    assert kinds.index("wait") < kinds.index("free")
+    assert len(steps) == 4
+
+
+def test_a_lost_device_is_left(gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    gpu.build()
+    pipeline = gpu.open(slots=2)
+
+    def wait(_: Any) -> None:
+        raise BackendError("CUDA cannot finish what it was asked for: CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(HostStream, "wait", wait)
+    with caplog.at_level(logging.WARNING, "nextscale.runtime"):
+        pipeline.close()
+    assert caplog.text.count("while closing: CUDA cannot finish") == 2
+    assert not [block for block in gpu.device.blocks.values() if block.kind == "device"]
+
+
+def test_what_is_held_once_is_told_before_it_is_taken(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.build()
+
+    def allocate(size: int) -> Any:
+        raise BackendError("CUDA cannot take them: CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(gpu.device, "allocate", allocate)
+    for flavor in ("tensorrt", "onnxruntime"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "nextscale.runtime"), pytest.raises(BackendError, match="CUDA cannot take"):
+            gpu.open(flavor)
+        assert re.search(r"held once: weights \d+\.\d MB", caplog.text)

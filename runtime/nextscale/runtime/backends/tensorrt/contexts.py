@@ -38,10 +38,14 @@ class ContextMaker:
             return accepted(what, engine.create_execution_context(self._strategy))
         config = accepted(what, engine.create_runtime_config())
         config.set_execution_context_allocation_strategy(self._strategy)
+        taken = config.get_execution_context_allocation_strategy() == self._strategy
+        accepted(f"let {graph} work in its caller's memory", taken)
         # Graphs are captured by us, so not inside; kernels are compiled now, not exchanged while a captured graph runs.
         strategy = config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
         accepted(f"leave capture of {graph} to its caller", config.cuda_graph_strategy == strategy)
-        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        eager = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        accepted(f"compile {graph} now", config.dynamic_shapes_kernel_specialization_strategy == eager)
         if self._cache is None:
             self._cache = accepted(what, config.create_runtime_cache())
             self._read()

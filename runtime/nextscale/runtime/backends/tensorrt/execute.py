@@ -6,17 +6,21 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends import cuda
-from nextscale.runtime.backends.arena import Arena, find_weights
+from nextscale.runtime.backends.arena import Arena, find_weights, place
 from nextscale.runtime.backends.base import Backend, Bound, Call, InOrder, Memory
 from nextscale.runtime.backends.checks import accepted
-from nextscale.runtime.backends.resident import Resident, ordinal_of, own, record
+from nextscale.runtime.backends.device import DeviceMemory
+from nextscale.runtime.backends.resident import Resident, announce, ordinal_of, own, record
 from nextscale.runtime.backends.tensorrt import library as libraries
+from nextscale.runtime.backends.tensorrt.calls import EngineCall, LentCall
 from nextscale.runtime.backends.tensorrt.contexts import ContextMaker
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
@@ -109,21 +113,27 @@ class Engines(Resident):
         self.batch_sizes, self._library = batch_sizes, library
         self._profiles = {size: i for i, size in enumerate(opened.target.batch_sizes)}
         self._lock = threading.Lock()
+        self._told: set[str] = set()
+        # For callers' own arrays: a context for each graph and number of pictures of a slot.
+        self._lent: WeakKeyDictionary[DeviceMemory, dict[tuple[str, int], Any]] = WeakKeyDictionary()
         with device.current():
             self._runtime = library.trt.Runtime(library.logger)
             loaded = [self._load(graph, opened) for graph in bundle.manifest.graphs]
             self._makers = ContextMaker(library, opened)
         self._engines = {one.graph.name: one for one in loaded}
         names = dict.fromkeys(name for one in loaded for name in one.weights)
-        self._arena = Arena(device, find_weights(bundle, names)) if names else None
+        stored = find_weights(bundle, names)
+        sizes = {"weights": place(stored)[1]} if names else {}
+        self.fixed: Mapping[str, int] = {**sizes, "engines": sum(engine.size for engine in opened.target.engines)}
+        announce(self.fixed)
+        self._arena = Arena(device, stored) if names else None
         for one in loaded:
             self._check_weights(one)
-        sizes = {"weights": self._arena.size} if self._arena else {}
-        self.fixed: Mapping[str, int] = {**sizes, "engines": sum(engine.size for engine in opened.target.engines)}
         self.scratch = max(one.scratch[self._profiles[size]] for one in loaded for size in batch_sizes)
 
     def prepare(self, memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:
-        """A context whose shapes and addresses are set, for good."""
+        """A context whose shapes and addresses are set for good; where some are a caller's own, one that is shared by
+        all such calls of this slot, and made at the first."""
         loading, slot = self._engines[graph], own(memory)
         images = next(
             bound.shape[tensor.shape.index(IMAGES)]
@@ -139,7 +149,7 @@ class Engines(Resident):
                     "start of an array that is lent"
                 )
         arena = self._arena.addresses if self._arena else {}
-        addresses |= {name: arena[name] for name in loading.weights}
+        weights = {name: arena[name] for name in loading.weights}
         shapes = {bound.name: bound.shape for bound in inputs}
 
         def make() -> Any:
@@ -151,7 +161,7 @@ class Engines(Resident):
                     accepted(f"take {shape} for {name} of {graph}", context.set_input_shape(name, shape))
                 if slot.scratch is not None:
                     context.set_device_memory(slot.scratch.address, slot.scratch.size)
-                for name, address in addresses.items():
+                for name, address in {**addresses, **weights}.items():
                     accepted(f"take an address for {name} of {graph}", context.set_tensor_address(name, address))
                 open_ends = context.infer_shapes()
                 if open_ends:
@@ -159,13 +169,24 @@ class Engines(Resident):
                 return context
 
         handle = slot.stream.handle
-        return EngineCall(self.device, graph, handle, make)
+        call: EngineCall | LentCall
+        if all(slot.holds(bound) for bound in (*inputs, *outputs)):
+            call = EngineCall(self.device, graph, handle, make)
+        else:
+            contexts = self._lent.setdefault(slot, {})
+            if (graph, images) not in contexts:
+                contexts[graph, images] = make()
+            call = LentCall(self.device, graph, handle, contexts[graph, images], addresses)
+        self._calls.add(call)
+        return call
 
     def capture(self, memory: Memory, calls: Sequence[Call]) -> Call:
         """One CUDA graph of them all. A context is captured once: for another graph there is another, run once before.
 
-        Where an engine cannot be captured, the calls stay calls, and the log says so.
+        Where they cannot be captured, the calls stay calls, and the log says so.
         """
+        if any(isinstance(call, LentCall) for call in calls):
+            return InOrder(calls)
         stream = own(memory).stream
         fresh = [call.uncaptured() if isinstance(call, EngineCall) else call for call in calls]
         if any(new is not call for new, call in zip(fresh, calls, strict=True)):
@@ -173,26 +194,47 @@ class Engines(Resident):
                 call.execute()
         for call in fresh:
             if isinstance(call, EngineCall) and not call.capturable():
-                log.warning(
-                    "TensorRT says that %s cannot be captured into a CUDA graph: its graphs are launched one by one "
-                    "(engines of tensorrt-rtx need to be built with REQUIRE_USER_ALLOCATION)",
-                    call.graph,
+                self._warn(
+                    f"TensorRT says that {call.graph} cannot be captured into a CUDA graph: its graphs are launched "
+                    "one by one (engines of tensorrt-rtx need to be built with REQUIRE_USER_ALLOCATION)"
                 )
                 return InOrder(calls)
         for call in fresh:
             if isinstance(call, EngineCall):
                 call.captured = True  # from here on, also where the capture fails
-        made = record(stream, fresh)
-        self._makers.keep_once()
+        self._calls.update(call for call in fresh if isinstance(call, EngineCall))
+        try:
+            made = record(stream, fresh, after=self._keep)
+        except BackendError as error:
+            for call in fresh:
+                call.execute()  # what is refused here, too, raises
+            self._warn(f"graphs are launched one by one, since they could not be captured: {error}")
+            return InOrder(fresh)
+        self._calls.add(made)
         return made
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Wait, and give the device's memory back."""
         super().close()
-        self._makers.keep()
+        self._lent.clear()
         self._engines.clear()
         if self._arena is not None:
             self._arena.free()
+
+    def _end(self) -> None:
+        with suppress(BackendError), self._lock, self.device.current():
+            self._makers.keep()
+
+    def _warn(self, text: str) -> None:
+        """Once for all slots, batch sizes, and what is captured of them."""
+        if text not in self._told:
+            log.warning("%s", text)
+            self._told.add(text)
+
+    def _keep(self) -> None:
+        """After a first launch: while contexts are made, nobody may write what they compile."""
+        with self._lock, self.device.current():
+            self._makers.keep_once()
 
     def _load(self, graph: Graph, opened: OpenTarget) -> Loading:
         """Deserialise a checked engine file; refuse one whose tensors are not the graph's."""
@@ -225,27 +267,3 @@ class Engines(Resident):
                     f"the engine of {one.graph.name} takes {name} as {found} {list(shape)}, and the weights file holds "
                     f"{stored.dtype} {list(stored.shape)}: build the target again"
                 )
-
-
-class EngineCall:
-    """A context, ready to be enqueued. ``captured`` says that a CUDA graph was made of it."""
-
-    def __init__(self, device: cuda.Device, graph: str, stream: int, make: Callable[[], Any]) -> None:
-        self.graph, self.captured = graph, False
-        self._device, self._stream, self._make = device, stream, make
-        self._context = make()
-
-    def execute(self) -> None:
-        """Enqueue it; a refusal raises, or a captured graph would replay what is stale."""
-        with self._device.current():
-            accepted(f"run {self.graph}", self._context.execute_async_v3(self._stream))
-
-    def uncaptured(self) -> EngineCall:
-        """This call, or one like it with a context of its own where this one's is part of a CUDA graph already."""
-        return EngineCall(self._device, self.graph, self._stream, self._make) if self.captured else self
-
-    def capturable(self) -> bool:
-        """What TensorRT says; only TensorRT for RTX knows."""
-        ask = getattr(self._context, "is_stream_capturable", None)
-        with self._device.current():
-            return ask is None or bool(ask(self._stream))
