@@ -203,6 +203,9 @@ def started(place: Path, toy: Path, pattern: str) -> subprocess.Popen[str]:
     return running
 
 
+PATIENCE = 10.0  # seconds; a build ends within two, on a machine that does nothing else
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_stops_a_build_and_the_next_one_takes_up_what_is_finished(
     nextscale: Command, toy: Path, tmp_path: Path
@@ -210,7 +213,7 @@ def test_ctrl_c_stops_a_build_and_the_next_one_takes_up_what_is_finished(
     place = tmp_path / "t"
     running = started(place, toy, ".*.building/begin.record.json")
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130, err
     assert err.splitlines()[-1].startswith("nextscale: interrupted; nothing half-written was kept, the ")
     assert out == ""
@@ -222,6 +225,35 @@ def test_ctrl_c_stops_a_build_and_the_next_one_takes_up_what_is_finished(
     (target,) = json.loads(run.out)["targets"]
     assert target["resumed"][0] == "begin"
     assert [path.name for path in place.iterdir()] == [NAME]
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux tells")
+def test_ctrl_c_ends_a_builder_that_does_not_stop_by_itself(toy: Path, tmp_path: Path) -> None:
+    """It is halted in the middle of an engine, which therefore would never be finished."""
+    place = tmp_path / "t"
+    running = started(place, toy, ".*.building/begin.record.json")
+    (builder,) = {int(number) for number in processes(str(place))} - {running.pid}
+    os.kill(builder, signal.SIGSTOP)
+    time.sleep(0.5)  # what it had said before is heard by then
+    finished = {path.name for path in place.glob(".*.building/*")}
+    assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=PATIENCE)
+    assert running.returncode == 130, err
+    assert processes(str(place)) == []
+    assert {path.name for path in place.glob(".*.building/*")} == {name for name in finished if "partial" not in name}
+    assert "decode.engine" not in finished
+
+
+def test_when_a_later_target_fails_the_earlier_ones_are_told(
+    nextscale: Command, toy: Path, tmp_path: Path, built: tuple[Path, dict[str, object]]
+) -> None:
+    (tmp_path / "tensorrt-rtx-sm120-fp32").mkdir()
+    shutil.copytree(built[0] / NAME, tmp_path / NAME)
+    run = nextscale("build", toy, *RTX, "--target", "sm86,sm120", "--batch", "1,2", "-o", tmp_path)
+    assert run.status == 2
+    assert "is no target" in run.sentence
+    assert f"{tmp_path / NAME}: up to date" in run.err.splitlines()
 
 
 def test_an_interrupted_build_says_what_is_kept(

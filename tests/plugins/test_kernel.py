@@ -187,8 +187,18 @@ def test_launch_refuses_missing_addresses_and_unknown_dtypes() -> None:
         kernel.options("float16", "float64")
 
 
-def test_the_hash_is_the_source_s() -> None:
-    assert re.fullmatch(r"[0-9a-f]{64}", kernel.source_hash())
+def test_the_hash_is_of_source_architecture_and_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {kernel.source_hash()}
+    for name, value in (
+        ("ARCHITECTURE", "compute_90"),
+        ("options", lambda part, full: ("-DPART=1",)),
+        ("source", lambda: "another"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, name, value)
+            found.add(kernel.source_hash())
+    assert len(found) == 4
+    assert all(re.fullmatch(r"[0-9a-f]{64}", each) for each in found)
     assert resources.files("nextscale.plugins").joinpath(kernel.FILE).is_file()
 
 

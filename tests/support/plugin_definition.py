@@ -77,9 +77,9 @@ def parsed() -> dict[str, Any]:
 def made(definition: Any, part: Any, full: Any) -> dict[str, Any]:
     """A plugin as the library would make it, asked what it is asked in a build, for one pair of dtypes."""
     creator = trt.get_plugin_registry().get_creator(NAME, PLUGIN_ATTRIBUTES["plugin_version"], DOMAIN)
-    ahead = trt.QuickPluginCreationRequest.STRICT_AOT
+    asked = trt.QuickPluginCreationRequest.UNKNOWN  # as the parser does for a node that says nothing of it
     nothing = trt.PluginFieldCollection([])
-    plugin = creator.create_plugin(NAME, DOMAIN, nothing, trt.TensorRTPhase.BUILD, ahead)
+    plugin = creator.create_plugin(NAME, DOMAIN, nothing, trt.TensorRTPhase.BUILD, asked)
     dtypes = list((DTYPES | {"kept": part, "cache": part, "residual": full}).values())
     (output,) = plugin.get_output_data_types(dtypes, [len(shape) for shape in SHAPES.values()])
     lengths = [[number(length) for length in shape] for shape in SHAPES.values()]

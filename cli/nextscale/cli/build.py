@@ -149,9 +149,19 @@ def _build(bundle: Bundle, wanted: list[Settings], out: Path | None, force: bool
             try:
                 reports.append(build_target(bundle, settings, place, progress, force, _say))
             except KeyboardInterrupt as error:
+                _say_done(reports)
                 then = "with --force nothing is" if force else _kept(kept(bundle, settings, place))
                 raise Interrupted(f"interrupted; nothing half-written was kept, {then}") from error
+            except NextscaleError:
+                _say_done(reports)
+                raise
     return reports
+
+
+def _say_done(reports: list[Report]) -> None:
+    """What stands although a later target failed."""
+    for report in reports:
+        _say(f"{report.folder}: {'built' if report.reasons else 'up to date'}")
 
 
 def _kept(count: int) -> str:

@@ -45,8 +45,12 @@ def source() -> str:
 
 
 def source_hash() -> str:
-    """SHA-256 of the source, in hexadecimal: an engine that was built with another source is another engine."""
-    return hashlib.sha256(source().encode()).hexdigest()
+    """SHA-256, in hexadecimal, of all that its PTX is made from: the source, the architecture, the compiler's options.
+
+    An engine that was built with another is another engine.
+    """
+    every = [option for part in DTYPES for full in DTYPES for option in options(part, full)]
+    return hashlib.sha256("\0".join([source(), ARCHITECTURE, *every]).encode()).hexdigest()
 
 
 def options(part: str, full: str) -> tuple[str, ...]:

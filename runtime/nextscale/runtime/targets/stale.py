@@ -1,4 +1,8 @@
-"""The one list of settings that invalidate an engine: what a builder builds again, and what opening refuses."""
+"""The one list of settings that invalidate an engine: what a builder builds again.
+
+Opening a target refuses by what a run depends on: flavour, library version and GPU, precision, the graphs, embedded
+weights, and the engines' files themselves.
+"""
 
 from __future__ import annotations
 
