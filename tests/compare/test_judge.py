@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_one_wrong_picture_is_enough(bad: PictureParity) -> None:
     assert not found.held
     assert found.wrong == 1
     assert "1 of 16 pictures differ" in found.sentence
+
+
+def test_a_picture_that_depends_on_how_it_is_made_is_wrong_however_little_and_whatever_eager_does() -> None:
+    odd = replace(picture(1e-6, moves=0.2), apart=1e-7)
+    found = verdict("b", [picture()] * 3 + [odd], TOLERANCE)
+    assert (found.held, found.wrong, found.undecided) == (False, 1, 0)
+    assert "1 of 4 pictures made whole differ from the same made step by step, by as much as 1e-07" in found.sentence
 
 
 def test_the_pixels_are_the_decoders() -> None:

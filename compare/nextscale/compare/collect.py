@@ -17,7 +17,7 @@ from nextscale.compare.lineup import FULL, make_specs
 from nextscale.compare.machine import Machine, OtherWork, this_machine
 from nextscale.compare.memory import MemoryUse, measure
 from nextscale.compare.options import Options
-from nextscale.compare.parity import PictureParity, picture_parities
+from nextscale.compare.parity import PictureParity, forced_runs, picture_parities
 from nextscale.compare.quality import Likeness, likeness
 from nextscale.compare.sides import Ask, Opener, Run, Side, Spec
 from nextscale.compare.stability import explained
@@ -146,8 +146,8 @@ def _interleaved(
 
 def _parities(spec: Spec, sides: dict[str, Side], ask: Ask, runs: dict[str, Run]) -> list[PictureParity]:
     reference = runs[spec.reference or ""]
-    forced = sides[spec.name].run(replace(ask, tokens=reference.tokens), logits=True)
-    return picture_parities(spec.plan, ask, reference, runs[spec.name], forced)
+    stepwise, whole = forced_runs(sides[spec.name], ask, reference)
+    return picture_parities(spec.plan, ask, reference, runs[spec.name], stepwise, whole)
 
 
 def _asked(options: Options, plan: Plan) -> Ask:

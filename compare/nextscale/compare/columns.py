@@ -133,7 +133,7 @@ def lacking_compiler(device: str) -> str | None:
 
 
 def lacking_c_compiler() -> str | None:
-    """Why triton cannot build what starts its kernels; None where it can. It takes what CC names, or the first there is."""
+    """Why triton cannot build what starts its kernels; None where it can. Takes what CC names, else what is there."""
     named = os.environ.get("CC")
     if any(which(name) for name in ([named] if named else ("gcc", "clang", "cc"))):
         return None

@@ -2,7 +2,8 @@
 
 Logits under forced tokens and pixels must be within the tolerance of the bundle's precision. A picture that is not is
 set aside only where the eager model itself does not hold still under rounding (:mod:`nextscale.compare.stability`),
-and more than half of the pictures must be within the tolerance. Shares of equal tokens are told, not judged: one tied
+and more than half of the pictures must be within the tolerance. A picture must not depend on whether it is made whole
+or step by step: there nothing is allowed. Shares of equal tokens are told, not judged: one tied
 draw changes every later scale.
 """
 
@@ -44,8 +45,8 @@ def judge(measured: Measured) -> tuple[Verdict, ...]:
 
 def verdict(bundle: str, pictures: Sequence[PictureParity], tolerance: float) -> Verdict:
     """The rules, for one bundle."""
-    outside = [p for p in pictures if not p.error <= tolerance]
-    undecided = [p for p in outside if p.eager_moves is not None and p.eager_moves > tolerance]
+    outside = [p for p in pictures if not (p.error <= tolerance and p.apart == 0)]
+    undecided = [p for p in outside if p.apart == 0 and p.eager_moves is not None and p.eager_moves > tolerance]
     within, wrong = len(pictures) - len(outside), len(outside) - len(undecided)
     held = wrong == 0 and 2 * within > len(pictures)
     judged = [p for p in pictures if p not in undecided] if held else pictures
@@ -60,7 +61,19 @@ def verdict(bundle: str, pictures: Sequence[PictureParity], tolerance: float) ->
         within=within,
         undecided=len(undecided),
         wrong=wrong,
-        sentence=_sentence(bundle, held, tolerance, worst, where, within, len(undecided), len(pictures)),
+        sentence=_apart(bundle, pictures)
+        or _sentence(bundle, held, tolerance, worst, where, within, len(undecided), len(pictures)),
+    )
+
+
+def _apart(bundle: str, pictures: Sequence[PictureParity]) -> str:
+    """Not empty where a picture depends on the way in which it was made."""
+    apart = [p.apart for p in pictures if p.apart != 0]
+    if not apart:
+        return ""
+    return (
+        f"{bundle}: parity not held, {len(apart)} of {len(pictures)} pictures made whole differ from the same made "
+        f"step by step, by as much as {max(apart):.2g}"
     )
 
 

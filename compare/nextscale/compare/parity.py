@@ -8,13 +8,13 @@ when each samples on its own from the same noise, where every flip changes all l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nextscale.compare.sides import Ask, Run
+from nextscale.compare.sides import Ask, EagerSide, Run, Side
 from nextscale.export.models.sampling import sample
 from nextscale.export.models.step import Draw, shaped
 from nextscale.plan.types import Plan, Step
@@ -43,6 +43,8 @@ class PictureStep:
 class PictureParity:
     """One picture: every step, and the largest error of its pixels in [0, 1].
 
+    ``apart`` is the largest difference between the picture made whole, as users have it, and the one made step by step,
+    of which the logits are: one that is not 0 is an error, however small.
     ``eager_moves`` says how far the reference's own logits move (in the same unit as ``error``) when its residual
     stream is disturbed by rounding; None where that was not looked at, as nothing is wrong with the picture.
     """
@@ -50,6 +52,7 @@ class PictureParity:
     steps: tuple[PictureStep, ...]
     pixels: float
     eager_moves: float | None = None
+    apart: float = 0.0
 
     @property
     def error(self) -> float:
@@ -58,15 +61,29 @@ class PictureParity:
         return max(e if e == e else np.inf for e in errors)
 
 
-def picture_parities(plan: Plan, ask: Ask, reference: Run, free: Run, forced: Run) -> list[PictureParity]:
-    """Every picture of a run; ``reference`` and ``free`` sampled their own tokens, ``forced`` had the reference's."""
+def forced_runs(side: Side, ask: Ask, reference: Run) -> tuple[Run, Run]:
+    """Under the reference's tokens: step by step with logits, and whole, as users have it; PyTorch knows one way."""
+    forced = replace(ask, tokens=reference.tokens)
+    stepwise = side.run(forced, logits=True)
+    return stepwise, stepwise if isinstance(side, EagerSide) else side.run(forced)
+
+
+def picture_parities(
+    plan: Plan, ask: Ask, reference: Run, free: Run, forced: Run, whole: Run | None = None
+) -> list[PictureParity]:
+    """Every picture of a run; ``reference`` and ``free`` sampled their own tokens, the others had the reference's.
+
+    Pixels are those of ``whole``; without it those of ``forced``, which has the logits.
+    """
     by_step = [
         _step(step, ask, reference.logits[i], forced.logits[i], reference.tokens[i], free.tokens[i])
         for i, step in enumerate(plan.steps)
     ]
-    pixels = _largest(forced.pictures - reference.pictures)
+    made = forced if whole is None else whole
+    pixels = _largest(made.pictures - reference.pictures)
+    apart = _largest(np.nan_to_num(made.pictures, nan=-1.0) - np.nan_to_num(forced.pictures, nan=-1.0))
     return [
-        PictureParity(tuple(steps[image] for steps in by_step), float(pixels[image]))
+        PictureParity(tuple(steps[image] for steps in by_step), float(pixels[image]), apart=float(apart[image]))
         for image in range(len(ask.labels))
     ]
 

@@ -5,7 +5,7 @@ A side is named data first (which plan, which precision, which bundle), so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -146,23 +146,26 @@ class EagerSide:
         compiled = isinstance(eager, CompiledEager)
         self.settles = 0 if not compiled else 3 if self.on_gpu else 1  # CUDA graphs are warmed up, captured, replayed
 
-    def run(self, ask: Ask, logits: bool = False) -> Run:
-        """Step by step; results are brought to the host at the end."""
-        forced = None if ask.tokens is None else {i: torch.from_numpy(t) for i, t in enumerate(ask.tokens)}
-        request = Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, forced)
+    def run(self, ask: Ask, logits: bool = False, tick: Callable[[], None] = lambda: None) -> Run:
+        """Step by step, ``tick`` called after each; results are brought to the host at the end."""
         eager, plan, made = self.eager, self.eager.plan, []
-        labels = torch.tensor(ask.labels, device=eager.var.pos_start.device)
-        draws = {step.order: eager.draw(step, request) for step in plan.steps} if self.on_gpu else {}
-        with torch.inference_mode():
+        with torch.inference_mode():  # its inputs too: what is compiled tells inference's tensors from others
+            forced = None if ask.tokens is None else {i: torch.from_numpy(t) for i, t in enumerate(ask.tokens)}
+            request = Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, forced)
+            labels = torch.tensor(ask.labels, device=eager.var.pos_start.device)
+            draws = {step.order: eager.draw(step, request) for step in plan.steps} if self.on_gpu else {}
             clock = Clock(self.on_gpu)
             cond, state = eager.begin(labels), State()
             clock.mark("begin")
+            tick()
             for step in plan.steps:
                 draw = draws.get(step.order) or eager.draw(step, request)
                 made.append(eager.run_step(step, cond, state, draw))
                 clock.mark(f"step_{step.order:02d}")
+                tick()
             pictures = eager.decode(made[-1].code_sum)
             clock.mark("decode")
+            tick()
             seconds, total = clock.read()
         tokens = tuple(step.tokens.cpu().numpy() for step in made)
         kept = tuple(step.logits.float().cpu().numpy() for step in made) if logits else ()

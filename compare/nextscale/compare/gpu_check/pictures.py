@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -15,12 +15,11 @@ from nextscale.compare.gpu_check.findings import Failed, Figures, NotRun
 from nextscale.compare.gpu_check.subjects import Way
 from nextscale.compare.judge import verdict
 from nextscale.compare.latency import times
-from nextscale.compare.parity import PictureParity, picture_parities
+from nextscale.compare.parity import PictureParity, forced_runs, picture_parities
 from nextscale.compare.sides import Ask, BundleSide, EagerSide, Run, Side
 from nextscale.compare.stability import DISTURBANCE, explained
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint
-from nextscale.export.eager import Request
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.types import Plan
 from nextscale.runtime.bundle import Bundle
@@ -60,8 +59,8 @@ def parity(reference: Reference, side: Side) -> Figures:
     found: list[PictureParity] = []
     for ask, wanted in reference.runs:
         free = side.run(ask)
-        forced = side.run(replace(ask, tokens=wanted.tokens), logits=True)
-        pictures = picture_parities(reference.plan, ask, wanted, free, forced)
+        stepwise, whole = forced_runs(side, ask, wanted)
+        pictures = picture_parities(reference.plan, ask, wanted, free, stepwise, whole)
         if reference.precision in DISTURBANCE:
             pictures = explained(pictures, reference.side, ask, wanted, reference.precision)
         found += pictures
@@ -74,6 +73,7 @@ def parity(reference: Reference, side: Side) -> Figures:
         "pictures": len(found),
         "within": judged.within,
         "undecided": judged.undecided,
+        "whole_from_stepwise": max(picture.apart for picture in found),
         "equal_tokens_forced": fmean(step.equal_forced for step in steps),
         "equal_tokens_free": fmean(step.equal_free for step in steps),
         "logit_errors": [max(picture.steps[i].error for picture in found) for i in range(len(reference.plan.steps))],
@@ -94,18 +94,30 @@ def latency(side: Side, ask: Ask, runs: int) -> Figures:
 
 
 def compiling(eager: CompiledEager, ask: Ask, runs: int, tick: Callable[[], None]) -> Figures:
-    """The same through ``torch.compile``, ``tick`` called after every step that is compiled."""
-    started = time.perf_counter()
-    for _ in eager.stream(Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature)):
-        tick()
-    return {"compiling": time.perf_counter() - started, **latency(EagerSide(eager), ask, runs)}
+    """The same through ``torch.compile``: a run in which all is compiled, ``tick`` called after every step, and times.
+
+    All runs are the same code, so that nothing is compiled twice.
+    """
+    side, started = EagerSide(eager), time.perf_counter()
+    side.run(ask, tick=tick)
+    return {"compiling": time.perf_counter() - started, **latency(side, ask, runs)}
 
 
 def memory(report: MemoryReport, taken: int | None) -> Figures:
-    """What is reserved by cause, and what the device says was ``taken`` meanwhile; None on a CPU."""
-    causes = {**report.fixed, **report.slot, "scratch": report.scratch}
-    data: dict[str, Any] = {"by_cause": causes, "sum": report.total, "images": report.images}
-    return data if taken is None else {**data, "device": taken, "device_over_sum": taken / report.total}
+    """What is reserved by cause, and what the device says was ``taken`` meanwhile; None on a CPU.
+
+    ``sum`` is what was known beforehand: what was only seen to go is ``beside``, and part of the sum where the backend
+    keeps its own scratch, which is in it.
+    """
+    known = report.total - (0 if report.scratch is None else report.taken)
+    causes = {**report.fixed, **report.slot, "scratch": report.scratch, "beside": report.taken}
+    data: dict[str, Any] = {"by_cause": causes, "sum": known, "images": report.images}
+    return data if taken is None else {**data, "device": taken, "device_over_sum": taken / known}
+
+
+def without_torch(free: int | None) -> int | None:
+    """Free bytes of the device as if PyTorch held none: what the reference reserves is no backend's."""
+    return None if free is None else free + torch.cuda.memory_reserved()
 
 
 def idle(run: Callable[[], object]) -> Figures:
