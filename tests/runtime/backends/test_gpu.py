@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime import Pipeline
-from nextscale.runtime.arrays import array_of, borrow
+from nextscale.runtime.arrays import DeviceArray, array_of, borrow
 from nextscale.runtime.backends import cuda, make_backend
 from nextscale.runtime.backends.arena import Arena, read_header
 from nextscale.runtime.backends.base import Bound
@@ -19,6 +21,7 @@ from nextscale.runtime.backends.blocks import Pointer
 from nextscale.runtime.backends.device import DeviceMemory
 from nextscale.runtime.backends.kernels import ChainKernels
 from nextscale.runtime.backends.resident import record
+from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.noise import step_uniforms
 
@@ -128,12 +131,47 @@ def test_pycuda_in_a_context_of_its_own_is_refused(memory: DeviceMemory) -> None
         context.pop()
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "tensorrt", "tensorrt-rtx"])
-def test_pictures_are_those_of_the_cpu(name: str, aligned: Path, tmp_path: Path) -> None:
-    """Run, captured, replayed, streamed: tokens where logits agree, so forced; pictures to rounding."""
-    import shutil
+def test_a_block_that_is_forgotten_under_a_capture(device: cuda.Device, memory: DeviceMemory) -> None:
+    """The collector may come at any moment; a capture that is thrown away leaves a stream of use."""
+    held = [device.allocate(2**20), device.pin(64)]
 
-    bundle = shutil.copytree(aligned, tmp_path / "tiny")
+    class Call:
+        def execute(self) -> None:
+            held.clear()
+            memory.copy(0, 4, memory.address + 128)
+
+    graph = record(memory.stream, [Call()])
+
+    class Fails:
+        def execute(self) -> None:
+            raise BackendError("refused")
+
+    with pytest.raises(BackendError, match="refused"):
+        record(memory.stream, [Call(), Fails()])
+    memory.view(0, (1,), "int32")[0] = 9
+    memory.push(0, 4)
+    graph.execute()
+    memory.pull(128, 4)
+    assert memory.view(128, (1,), "int32")[0] == 9
+
+
+# --- whole pipelines -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ready:
+    """A bundle that a backend can open, with its target beside it."""
+
+    bundle: Path
+    name: str
+
+    def open(self, **options: Any) -> Pipeline:
+        return Pipeline.open(self.bundle, self.name, "cuda", **{"batch_sizes": (1, 2), **options})
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "tensorrt", "tensorrt-rtx"])
+def ready(request: pytest.FixtureRequest, aligned: Path, tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    name, bundle = request.param, shutil.copytree(aligned, tmp_path_factory.mktemp("ready") / "tiny")
     try:
         backend = make_backend(name, "cuda")
     except BackendError as error:
@@ -147,8 +185,12 @@ def test_pictures_are_those_of_the_cpu(name: str, aligned: Path, tmp_path: Path)
         arguments = ["build", str(bundle), "--flavor", name, "--target", sm, "--batch", "1,2", "--restore", "function"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
-    options: dict[str, Any] = {"batch_sizes": (1, 2)}
-    with Pipeline.open(bundle, threads=1) as reference, Pipeline.open(bundle, backend, **options) as ours:
+    return Ready(bundle, name)
+
+
+def test_pictures_are_those_of_the_cpu(ready: Ready) -> None:
+    """Replayed and streamed: tokens where logits agree, so forced; pictures to rounding."""
+    with Pipeline.open(ready.bundle, threads=1) as reference, ready.open() as ours:
         for seed in range(4):
             wanted = reference.generate([0, 1, None], seed=seed)
             made = ours.generate([0, 1, None], seed=seed, tokens=wanted.tokens)
@@ -158,3 +200,60 @@ def test_pictures_are_those_of_the_cpu(name: str, aligned: Path, tmp_path: Path)
             steps = (pipeline.stream([1], seed=seed, tokens=forced) for pipeline in (ours, reference))
             for step, other in zip(*steps, strict=True):
                 np.testing.assert_allclose(step.logits(), other.logits(), atol=2e-3)
+
+
+def test_free_memory_stays_what_it_was(device: cuda.Device, ready: Ready) -> None:
+    """A second call of each kind takes nothing that the first did not, and neither does another address."""
+    height, width = open_bundle(ready.bundle).manifest.plan.image_size
+    images = 2 * 3 * height * width * 4
+    blocks = [device.allocate(-(-images // 256) * 256) for _ in range(12)]
+    with ready.open() as pipeline:
+        free = []
+        for seed, block in enumerate(blocks):
+            pipeline.generate([0, 1], seed=seed)
+            list(pipeline.stream([1], seed=seed))
+            out = DeviceArray(device, block.address, (2, 3, height, width), np.dtype(np.float32), block)
+            pipeline.generate([0, 1], seed=seed, out=out)
+            free.append(device.memory_info()[0])
+    assert len(set(free[1:])) == 1, free
+
+
+def test_memory_comes_back(device: cuda.Device, ready: Ready) -> None:
+    """Though a result is held; contexts of the device and of libraries stay, so the first times do not count."""
+    free, kept = [], []
+    for seed in range(8):
+        with ready.open() as pipeline:
+            kept.append(list(pipeline.stream([1], seed=seed)))
+        free.append(device.memory_info()[0])
+    assert free[-1] >= free[1] - 2**22, free
+
+
+def test_threads_and_slots(ready: Ready) -> None:
+    with ready.open(slots=2) as pipeline:
+        wanted = [pipeline.generate([0, 1], seed=seed) for seed in range(3)]
+        made: dict[tuple[int, int], Any] = {}
+
+        def work(number: int) -> None:
+            for seed in range(3):
+                made[number, seed] = pipeline.generate([0, 1], seed=seed, tokens=wanted[seed].tokens)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(made) == 12
+    for (_, seed), result in made.items():
+        np.testing.assert_allclose(result.floats, wanted[seed].floats, atol=1e-5)
+
+
+def test_the_example_with_pytorch(ready: Ready, capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    import embed_torch
+
+    assert embed_torch.main([str(ready.bundle), "--backend", ready.name, "--device", "cuda"]) == 0
+    said = capsys.readouterr()
+    assert "written to cuda:0 at 0x" in said.out
+    assert said.out.count("bits a token") == 4
