@@ -5,15 +5,17 @@ A side is named data first (which plan, which precision, which bundle), so that 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from nextscale.compare.clock import Clock
 from nextscale.compare.columns import COMPILE, EAGER, open_backend
@@ -21,12 +23,15 @@ from nextscale.compare.compiled import CompiledEager
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.eager import Eager, Request, State
+from nextscale.export.models.var import VAR
+from nextscale.export.models.vqvae import VQVAE
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Grid, Plan
 from nextscale.runtime.pipeline import Pipeline
 from nextscale.runtime.result import StepResult
 
 Floats = NDArray[np.float32]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Tokens = tuple[NDArray[np.int32], ...]  # by step, each (pictures, tokens of the step)
 
 
@@ -98,19 +103,30 @@ class Opener:
     threads: int
     batch: int
     schedule: tuple[Grid, ...]
+    _models: dict[str, tuple[VAR, VQVAE]] = field(default_factory=dict, init=False)  # by precision
 
     def open(self, spec: Spec) -> Side:
         """The side, loaded. Raises a :class:`~nextscale.plan.errors.NextscaleError`."""
         if spec.bundle is None:
-            eager = prepared(self.checkpoint, spec.plan, spec.precision)
+            eager = self.eager(spec.plan, spec.precision)
             return EagerSide(CompiledEager(eager) if spec.column == COMPILE else eager)
         engine = open_backend(spec.column, self.device, self.threads)
         return BundleSide(Pipeline.open(spec.bundle, engine, batch_sizes=(self.batch,)))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint on the device, loaded once."""
-        return on_device(load_checkpoint(self.model, self.vae, self.schedule), self.device)
+        """The checkpoint, loaded once, in the host's memory."""
+        return load_checkpoint(self.model, self.vae, self.schedule)
+
+    def eager(self, plan: Plan, precision: str) -> Eager:
+        """A plan's model on the device: cast by the host and moved once, for all plans of that precision."""
+        if precision not in self._models:
+            if self.device == "cuda":
+                exact_float32()
+            made = prepared(self.checkpoint, plan, precision)
+            self._models[precision] = placed(made.var, self.device), placed(made.vae, self.device)
+        var, vae = self._models[precision]
+        return Eager(plan, placed(var, self.device), placed(vae, self.device))
 
     def check(self, specs: Sequence[Spec]) -> None:
         """Refuse a checkpoint that is not of the plans' model. Keeps nothing of it: memory is measured next."""
@@ -125,10 +141,28 @@ class Opener:
                 )
 
 
+def placed(module: AnyModule, device: str) -> AnyModule:
+    """A copy of a module on a device, over the same tensors where they are there already."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        there = tensor.to(device)
+        if there is tensor or not isinstance(tensor, nn.Parameter):
+            return there
+        return nn.Parameter(there, requires_grad=False)
+
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): moved(tensor) for tensor in tensors})
+
+
+def exact_float32() -> None:
+    """From here on this process's float32 on a GPU is float32, not TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
 def on_device(checkpoint: Checkpoint, device: str) -> Checkpoint:
-    """The checkpoint itself, its models moved. From then on this process's float32 on a GPU is float32, not TF32."""
+    """The checkpoint itself, its models moved; float32 on a GPU is then float32."""
     if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        exact_float32()
     for module in (checkpoint.var, checkpoint.vae):
         module.to(device)
     return checkpoint
@@ -181,7 +215,7 @@ class BundleSide:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self.settles = 2 if pipeline.backend.replays else 0  # one is run and checked, then captured
+        self.settles = 1 if pipeline.backend.replays else 0  # a first launch puts onto the device what is captured
 
     def run(self, ask: Ask, logits: bool = False) -> Run:
         """One call of ``generate``."""
