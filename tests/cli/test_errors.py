@@ -59,6 +59,15 @@ def test_every_missing_module_names_an_extra_that_exists(module: str) -> None:
     assert extra in (metadata("nextscale").get_all("Provides-Extra") or [])
 
 
+def test_pytorch_s_lack_of_memory_on_a_gpu_is_the_environment_s() -> None:
+    import torch
+
+    status, sentence = explained(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert status == 3
+    assert sentence.startswith("out of memory on the GPU: end other programs on it")
+    assert explained(RuntimeError("CUDA error"))[0] == 1
+
+
 def test_debug_shows_the_traceback_and_only_debug(nextscale: Command) -> None:
     run = nextscale("--debug", "plan", "var-d17")
     assert run.status == 2

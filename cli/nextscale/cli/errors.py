@@ -89,6 +89,8 @@ def explained(error: BaseException) -> tuple[int, str]:
             return ENVIRONMENT, f"a package cannot be loaded ({_line(error)}): `nextscale doctor` shows what is there"
         case MemoryError():
             return ENVIRONMENT, "out of memory: close other programs, or use a smaller model, batch or precision"
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for this
+            return ENVIRONMENT, "out of memory on the GPU: end other programs on it, or take a smaller batch or model"
         case OSError():
             return ENVIRONMENT, f"{error.filename or 'the system'}: {error.strerror or _line(error)}"
     if hasattr(error, "format_message"):  # the parser's own: typer carries its parser under names that change
