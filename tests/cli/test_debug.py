@@ -9,6 +9,8 @@ import pytest
 from support.command import Command
 from support.damage import with_other_weights
 
+ODD = ("nan", "inf", "-0.001")
+
 
 @pytest.fixture(scope="module")
 def broken(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -61,6 +63,7 @@ def test_eager_is_a_side(nextscale: Command, tiny_bundle: Path, tiny_checkpoint:
         (("step_00", "--backends", "onnxruntime,magic"), "backend 'magic' is none of"),
         (("step_07",), "has no graph 'step_07'"),
         (("step_00", "--only", "nothing/"), "begins with 'nothing/'"),
+        *((("step_00", "--tolerance", t), f"a number from 0 on, in units of max(1, std); found {t}") for t in ODD),
     ],
 )
 def test_what_cannot_be_asked_has_status_2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,8 @@ def debug(
     from nextscale.runtime.request import make_request
 
     names = pair(backends, against is not None)
+    if tolerance is not None and not (isfinite(tolerance) and tolerance >= 0):
+        raise InputError(f"tolerance is a number from 0 on, in units of max(1, std); found {tolerance}")
     if (model is None) != (vae is None):
         raise InputError("eager needs both files of the checkpoint: --model and --vae")
     checkpoint = None if model is None or vae is None else (model, vae)
