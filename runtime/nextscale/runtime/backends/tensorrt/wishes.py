@@ -56,9 +56,10 @@ def choose_targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
         try:
             here = this_gpu()
         except BackendError as error:
+            found = re.split(r"[.;]\s", str(error))[0]  # its own advice is for those who have a GPU
             raise BackendError(
                 f"the flavour {library.flavor} was asked for, which builds on the GPU that it builds for, and here is "
-                f"none that can be used ({error}); on a machine without a GPU build with --flavor tensorrt-rtx"
+                f"none that can be used ({found}); on a machine without a GPU build with --flavor tensorrt-rtx"
             ) from error
         if odd := [target for target in asked if target != here.sm]:
             raise InputError(
