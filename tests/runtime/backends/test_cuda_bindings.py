@@ -157,6 +157,7 @@ TENSORRT = [
     (trt.IExecutionContext, "is_stream_capturable", "stream: typing.SupportsInt) -> bool"),
     (trt.IExecutionContext, "execute_async_v3", "stream_handle: typing.SupportsInt) -> bool"),
     (trt.IRuntimeConfig, "set_execution_context_allocation_strategy", "strategy"),
+    (trt.IRuntimeConfig, "get_execution_context_allocation_strategy", "ExecutionContextAllocationStrategy"),
     (trt.IRuntimeConfig, "create_runtime_cache", "-> nvinfer1::IRuntimeCache"),
     (trt.IRuntimeConfig, "set_runtime_cache", "-> bool"),
     (trt.IRuntimeCache, "serialize", "IHostMemory"),

@@ -19,6 +19,7 @@ from support.host_cuda import HostDevice, HostStream, Record
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime import Pipeline, Result
+from nextscale.runtime.backends.tensorrt import execute
 from nextscale.runtime.backends.tensorrt.execute import Engines, TensorRT
 from nextscale.runtime.errors import BackendError, NonFiniteError
 
@@ -67,7 +68,9 @@ def test_all_memory_is_taken_at_open(gpu: Any) -> None:
     assert sorted(sizes) == sorted([pipeline.memory.fixed["weights"], *[sum_of(pipeline), pipeline.memory.scratch] * 2])
     _, asked = new(gpu.device, lambda: [pipeline.generate([0], seed=s) for s in range(4)])
     assert not [record for record in asked if record[0] in TAKES]
-    assert pipeline.memory.taken < 256 * 2 * 60  # what aligns the buffers: the double's contexts and graphs are free
+    # The double's contexts and graphs take nothing; between buffers lies what aligns them.
+    assert pipeline.memory.taken == 2 * (sum_of(pipeline) - sum(pipeline.memory.slot.values()))
+    assert pipeline._slots._free[0]._loaded.free_memory() == gpu.device.memory_info()[0]
     _, asked = new(gpu.device, lambda: [list(pipeline.stream([0, 1], seed=s)) for s in range(4)])
     assert not [record for record in asked if record[0] in TAKES]
 
@@ -165,6 +168,22 @@ def test_a_capture_that_fails_leaves_calls_that_run(
     assert all(map(np.array_equal, tokens, reference([1], seed=4).tokens))
 
 
+def test_what_is_refused_after_a_capture_failed_raises(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.build()
+    tries: list[int] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        gpu.tensorrt.refuses = {"step_02"}
+        tries.append(1)
+        raise BackendError("nothing is captured")
+
+    monkeypatch.setattr(execute, "record", fail)
+    with pytest.raises(BackendError, match="TensorRT does not run step_02"):
+        gpu.open()
+    assert tries == [1]
+    assert not [block for block in gpu.device.blocks.values() if block.kind == "device"]
+
+
 def test_what_cannot_be_captured_is_launched_graph_by_graph(
     gpu: Any, reference: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -185,10 +204,11 @@ def test_a_callers_arrays_share_one_context(gpu: Any, reference: Any) -> None:
     gpu.build()
     pipeline = gpu.open(batch_sizes=(1,))
     chain, before = pipeline._slots._free[0], len(gpu.tensorrt.contexts)
-    outs = [np.zeros((1, 3, *pipeline.manifest.plan.image_size), np.float32) for _ in range(20)]
-    aligned_outs = [out for out in outs if out.ctypes.data % 256 == 0] or [aligned_like(outs[0]) for _ in range(20)]
-    for out in aligned_outs:
+    outs = [aligned_zeros((1, 3, *pipeline.manifest.plan.image_size)) for _ in range(12)]
+    for out in outs:
         gpu.device.lend(out)
+    for out in [*outs, *outs]:  # more than a slot remembers
+        out[...] = 0
         _, asked = new(gpu.device, lambda out=out: lent(pipeline, chain, out))
         assert not [record for record in asked if record[0] in (*TAKES, "capture")]
         assert np.array_equal(out.transpose(0, 2, 3, 1), reference([2], seed=5).floats)
@@ -196,11 +216,12 @@ def test_a_callers_arrays_share_one_context(gpu: Any, reference: Any) -> None:
     assert gpu.tensorrt.contexts[-1].captures == 0
 
 
-def aligned_like(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Zeros, at a multiple of 256."""
-    raw = np.zeros(array.nbytes + 256, np.uint8)
+def aligned_zeros(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Zeros float32, at a multiple of 256."""
+    size = int(np.prod(shape)) * 4
+    raw = np.zeros(size + 256, np.uint8)
     start = -raw.ctypes.data % 256
-    return raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def lent(pipeline: Pipeline, chain: Any, out: np.ndarray[Any, Any]) -> None:
