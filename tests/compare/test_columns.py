@@ -138,6 +138,19 @@ def test_a_tensorrt_without_engines_of_a_bundle_is_left_out(machine: Machine) ->
         choose(["tensorrt"], None, 1, [machine.bundle])
 
 
+def test_a_tensorrt_for_another_number_of_pictures_is_left_out(machine: Machine) -> None:
+    machine.build("tensorrt", 1)
+    machine.build("tensorrt-rtx", 1, 4)
+    found = choose(["all"], None, 1, [machine.bundle], batch=4)
+    assert found.backends == ("onnxruntime", "tensorrt-rtx")
+    (sentence,) = (s for s in found.left_out if s.startswith("tensorrt is"))
+    assert "batch sizes [4] were asked for" in sentence
+    assert "--batch 1,4" in sentence
+    with pytest.raises(InputError, match=r"built for \[1\]"):
+        choose(["tensorrt"], None, 1, [machine.bundle], batch=4)
+    assert choose(["tensorrt"], None, 1, [machine.bundle], batch=1).backends == ("tensorrt",)
+
+
 def test_every_error_is_one_a_user_can_meet() -> None:
     for name in columns.COLUMNS:
         assert (why := columns.lacking(name, "cuda")) is None or why

@@ -85,7 +85,7 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
     options.check()
     threads = options.threads or torch.get_num_threads()
     # Refused before minutes are spent on memory.
-    columns = choose(options.backends, options.device, threads, bundles)
+    columns = choose(options.backends, options.device, threads, bundles, options.batch)
     specs, manifests = make_specs(bundles, columns)
     opener = Opener(model, vae, columns.device, threads, options.batch, specs[0].plan.schedule)
     asked = _asked(options, specs[0].plan)

@@ -13,7 +13,6 @@ from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
 from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.backends.tensorrt.execute import TensorRT
 from nextscale.runtime.bundle import open_bundle
-from nextscale.runtime.targets import find_target
 
 EAGER, COMPILE = "eager", "torch.compile"
 EVERY = "all"
@@ -42,11 +41,13 @@ class Columns:
         return COMPILE in self.names
 
 
-def choose(asked: Sequence[str], device: str | None, threads: int | None, bundles: Sequence[Path] = ()) -> Columns:
+def choose(
+    asked: Sequence[str], device: str | None, threads: int | None, bundles: Sequence[Path] = (), batch: int = 1
+) -> Columns:
     """The asked columns, in their order; eager PyTorch, the reference, is always one.
 
     ``all`` takes what this machine has. ``device`` None is ``cuda`` where a TensorRT is asked for or, with ``all``,
-    where PyTorch has a GPU, else ``cpu``. A TensorRT needs engines of every bundle. Raises
+    where PyTorch has a GPU, else ``cpu``. A TensorRT needs engines of every bundle, for ``batch`` pictures. Raises
     :class:`~nextscale.plan.errors.InputError` for a name that is none, and what a column that was asked for by name
     lacks.
     """
@@ -62,25 +63,27 @@ def choose(asked: Sequence[str], device: str | None, threads: int | None, bundle
         device = "cuda" if gpu else "cpu"
     if EVERY not in asked:
         for name in (EAGER, *asked):
-            require(name, device, threads, bundles)
+            require(name, device, threads, bundles, batch)
         return Columns(tuple(dict.fromkeys((EAGER, *asked))), device)
-    found = {name: lacking(name, device, threads, bundles) for name in COLUMNS}
+    found = {name: lacking(name, device, threads, bundles, batch) for name in COLUMNS}
     if found[EAGER]:
         raise EnvironmentProblem(found[EAGER])
     left_out = tuple(f"{name} is left out: {why}" for name, why in found.items() if why)
     return Columns(tuple(name for name, why in found.items() if why is None), device, left_out)
 
 
-def lacking(name: str, device: str, threads: int | None = None, bundles: Sequence[Path] = ()) -> str | None:
+def lacking(
+    name: str, device: str, threads: int | None = None, bundles: Sequence[Path] = (), batch: int = 1
+) -> str | None:
     """One sentence on what this machine lacks for a column on a device; None where it has all."""
     try:
-        require(name, device, threads, bundles)
+        require(name, device, threads, bundles, batch)
     except NextscaleError as error:
         return str(error)
     return None
 
 
-def require(name: str, device: str, threads: int | None = None, bundles: Sequence[Path] = ()) -> None:
+def require(name: str, device: str, threads: int | None = None, bundles: Sequence[Path] = (), batch: int = 1) -> None:
     """Raises a :class:`~nextscale.plan.errors.NextscaleError` where a column cannot run here."""
     why = None
     if name == EAGER:
@@ -92,8 +95,9 @@ def require(name: str, device: str, threads: int | None = None, bundles: Sequenc
     else:
         backend = open_backend(name, device, threads)
         if isinstance(backend, TensorRT):
+            backend.verify = "size"  # in full when it is opened
             for folder in bundles:
-                find_target(open_bundle(folder, verify="size"), name, backend.gpu.sm, known=backend.library.targets)
+                backend.find(open_bundle(folder, verify="size"), (batch,))
     if why:
         raise EnvironmentProblem(why)
 

@@ -60,6 +60,11 @@ class TensorRT(Backend):
 
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Engines:
         """Find the target for this GPU, check it, and load its engines and the weights."""
+        opened = self.find(bundle, batch_sizes)
+        return Engines(self.gpu, self.library, bundle, opened, batch_sizes or opened.target.batch_sizes)
+
+    def find(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> OpenTarget:
+        """The target for this GPU, checked; nothing of it is loaded. Raises what :meth:`open` raises for it."""
         folder = find_target(bundle, self.name, self.gpu.sm, self.targets, self.library.targets)
         opened = open_target(folder, bundle, self.verify)
         check_machine(opened.target, self.name, self.library.version, self.gpu.sm, bundle.folder, folder.parent)
@@ -70,7 +75,7 @@ class TensorRT(Backend):
                 f"batch sizes {missing} were asked for, and {folder} was built for {list(opened.target.batch_sizes)}: "
                 f"build it with `{rebuild_command(bundle.folder, every, folder.parent)}`"
             )
-        return Engines(self.gpu, self.library, bundle, opened, batch_sizes or opened.target.batch_sizes)
+        return opened
 
     def versions(self) -> dict[str, str]:
         """Versions of TensorRT, CUDA's driver and its bindings, and the GPU's name."""
