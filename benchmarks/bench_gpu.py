@@ -271,7 +271,7 @@ def main() -> None:
     from nextscale.runtime.backends.cuda import open_device
 
     others, notes, device = OtherWork(), Notes(asked.budget), open_device()
-    found, missing = ways(BACKENDS, True, 1)
+    found, missing = ways(BACKENDS, "", 1)
     for name, reason in missing.items():
         notes.not_run("backend", {"side": name}, reason)
     for model in asked.model:

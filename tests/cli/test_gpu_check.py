@@ -98,8 +98,11 @@ def test_what_is_wrong_has_status_4_and_is_written(
 
 def test_time_that_is_up_is_said(nextscale: Command, checkpoint: Path, tmp_path: Path) -> None:
     run = nextscale("gpu-check", "-o", tmp_path / "c.json", "--budget", "1", "--checkpoint", checkpoint, "--json")
-    assert run.status == 0, run.err
-    exports = [f for f in json.loads(run.out)["findings"] if f["section"] == "export"]
+    assert run.status == 3, "nothing was proved"
+    assert "no backend's numbers were looked at" in run.err
+    data = json.loads(run.out)
+    assert data["passed"] is None
+    exports = [f for f in data["findings"] if f["section"] == "export"]
     assert len(exports) == 6
     assert all(f["state"] == "not run" and "of 1 s" in f["reason"] for f in exports)
 
@@ -155,8 +158,9 @@ def test_what_cannot_be_asked_has_status_2(
 
 
 @pytest.mark.usefixtures("exported_once")
-def test_engines_are_built_before_they_run_and_then_in_every_other_way(
-    nextscale: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("plugin_layers", [0, 3])
+def test_engines_are_built_before_they_run_and_the_first_bundle_s_in_every_other_way(
+    nextscale: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugin_layers: int
 ) -> None:
     """What a GPU would do, with ONNX Runtime in place of TensorRT: which questions are asked, not their answers."""
     from nextscale.compare.gpu_check import check, engines
@@ -167,7 +171,7 @@ def test_engines_are_built_before_they_run_and_then_in_every_other_way(
 
     def build(flavor: str, bundle: Bundle, place: Path, wishes: Wishes, progress: Any) -> dict[str, int]:
         built.append((bundle.folder.name, wishes.weights if wishes != Wishes(restore="function") else "function"))
-        return {"bytes": 1}
+        return {"bytes": 1, "plugin_layers": plugin_layers}
 
     def on_the_cpu(variant: str = "") -> Way:
         return Way("tensorrt", "cpu", lambda: make_backend("onnxruntime", "cpu", 1), variant)
@@ -178,11 +182,57 @@ def test_engines_are_built_before_they_run_and_then_in_every_other_way(
     run = nextscale("gpu-check", "-o", tmp_path / "c.json", "--quick", "--checkpoint", checkpoint, "--json")
     assert run.status == 0, run.err
     data = json.loads(run.out)
-    names = ("demo-fp32", "demo-fastvar-fp32")
-    assert sorted(built) == sorted((n, how) for n in names for how in ("inputs", "embedded", "function"))
-    kinds = ("tensorrt", "tensorrt, weights embedded", "tensorrt, restore by function")
-    assert set(states(data, "parity")) == {f"{k} cpu {r} fp32" for k in kinds for r in ("demo", "demo-fastvar")}
-    assert set(states(data, "parity").values()) == set(states(data, "build").values()) == {"passed"}
+    others = ["inputs", "embedded", *(["function"] if plugin_layers else [])]
+    assert built == [*(("demo-fastvar-fp32", how) for how in others), ("demo-fp32", "inputs")]
+    kinds = ["tensorrt", "tensorrt, weights embedded", *(["tensorrt, restore by function"] if plugin_layers else [])]
+    assert list(states(data, "parity")) == [*(f"{k} cpu demo-fastvar fp32" for k in kinds), "tensorrt cpu demo fp32"]
+    assert set(states(data, "parity").values()) == {"passed"}
+    without = states(data, "build").get("tensorrt, restore by function demo-fastvar fp32")
+    assert without == ("passed" if plugin_layers else "not run")
+    order = [f["section"] for f in data["findings"]]
+    assert order.index("kernel") < len(order) - 1 - order[::-1].index("export"), "others come after all of the first"
+
+
+@pytest.mark.usefixtures("exported_once")
+def test_what_breaks_in_one_way_leaves_the_others(
+    nextscale: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nextscale.compare.gpu_check import pictures
+    from nextscale.runtime.pipeline import Pipeline
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUPTI is gone\nand more")
+
+    monkeypatch.setattr(pictures, "memory", broken)
+    monkeypatch.setattr(Pipeline, "close", broken)
+    out = tmp_path / "check.json"
+    run = nextscale("gpu-check", "-o", out, "--quick", "--checkpoint", checkpoint, "--threads", "1")
+    assert run.status == 4
+    data = json.loads(out.read_text())
+    assert set(states(data, "parity").values()) == {"passed"}
+    assert {(f["section"], f["reason"]) for f in data["findings"] if f["state"] == "failed"} == {
+        ("memory", "RuntimeError: CUPTI is gone"),
+        ("close", "RuntimeError: CUPTI is gone"),
+    }
+
+
+def test_a_place_that_cannot_be_written_is_told_first(nextscale: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("as it was")
+    run = nextscale("gpu-check", "-o", tmp_path, "--checkpoint", "nowhere")
+    assert run.status == 2
+    assert "is a folder: -o names the file" in run.sentence
+    run = nextscale("gpu-check", "-o", tmp_path / "file" / "check.json", "--checkpoint", "nowhere")
+    assert run.status == 3
+    assert "cannot be written" in run.sentence
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_what_keeps_a_gpu_from_use_is_said_as_it_is() -> None:
+    from nextscale.compare.gpu_check.subjects import ways
+
+    found, lacking = ways(("onnxruntime", "tensorrt"), "the package cuda-core is missing", 1)
+    assert [(way.backend, way.device) for way in found] == [("onnxruntime", "cpu")]
+    assert lacking == {"tensorrt": "the package cuda-core is missing"}
 
 
 def test_engines_for_a_gpu_are_those_that_a_build_makes(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
 import pytest
 
+from nextscale.compare import machine as machine_module
 from nextscale.compare.machine import OtherWork, this_machine
 
 
@@ -23,6 +26,12 @@ def test_this_machine_says_what_it_is() -> None:
 def test_other_work_is_told_where_it_must_have_disturbed(busy: float | None, cores: int, warned: bool) -> None:
     machine = replace(this_machine(), busy=busy, cores=cores)
     assert (machine.warning is not None) == warned
+
+
+def test_what_our_children_did_is_our_own() -> None:
+    before = machine_module._worked()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+    assert machine_module._worked() - before >= 0.25
 
 
 def test_our_own_work_is_not_others() -> None:

@@ -6,13 +6,14 @@ import json as codec
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nextscale.cli.errors import needing
 from nextscale.cli.options import Json
-from nextscale.plan.errors import EnvironmentProblem, ParityError
+from nextscale.plan.errors import EnvironmentProblem, InputError, ParityError
 
 if TYPE_CHECKING:
     from nextscale.compare.gpu_check.check import Check
@@ -42,7 +43,8 @@ def gpu_check(
     nextscale gpu-check -o gpu-check.json
 
     Without a GPU, ONNX Runtime is checked on the CPU. What cannot be run is
-    in the JSON with its reason. Exit status 4: something that ran is wrong.
+    in the JSON with its reason. Exit status 4: something that ran is wrong;
+    3: no backend's numbers were looked at.
     """
     from nextscale.cli.demo import checkpoint_files
     from nextscale.cli.progress import Progress
@@ -54,6 +56,7 @@ def gpu_check(
     names = tuple(name.strip() for name in backend.split(",")) if backend else ()
     options = Options(names, quick, budget, threads)
     options.check()
+    check_place(out)
     files = checkpoint_files(checkpoint)
     with Progress() as progress:
         check = run_check(files, options, progress)
@@ -67,6 +70,22 @@ def gpu_check(
     if check.failed:
         what = "; ".join(f"{f.section} of {' '.join(f.subject.values())}: {f.reason}" for f in check.failed)
         raise ParityError(f"{len(check.failed)} of {len(check.findings)} answers are wrong: {what}")
+    if check.passed is None:
+        raise EnvironmentProblem(
+            f"nothing is proved: no backend's numbers were looked at; {out} says why, above all in its sections "
+            "'backend' and 'parity'"
+        )
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place that cannot be written, before minutes are spent; leaves nothing there."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: -o names the file to write, such as {path / 'gpu-check.json'}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        TemporaryFile(dir=above).close()
+    except OSError as error:
+        raise EnvironmentProblem(f"{path} cannot be written: {above}: {error.strerror or error}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

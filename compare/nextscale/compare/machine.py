@@ -41,10 +41,10 @@ class Machine:
 
 
 class OtherWork:
-    """How busy everyone but this process keeps the machine, from the making of this object on."""
+    """How busy everyone but this process and its children keeps the machine, from the making of this object on."""
 
     def __init__(self) -> None:
-        self._before, self._own, self._start = _ticks(), time.process_time(), time.perf_counter()
+        self._before, self._own, self._start = _ticks(), _worked(), time.perf_counter()
 
     def cores(self) -> float | None:
         """Cores, on average until now, time stolen by a host included; None where the system does not tell."""
@@ -53,7 +53,7 @@ class OtherWork:
             return None
         spent = [b - a for a, b in zip(self._before, now, strict=True)]
         idle, total = spent[3] + spent[4], max(sum(spent), 1)  # idle and waiting for the disk
-        own = (time.process_time() - self._own) / (time.perf_counter() - self._start)
+        own = (_worked() - self._own) / (time.perf_counter() - self._start)
         return round(max(0.0, (1 - idle / total) * (os.cpu_count() or 1) - own), 2)
 
 
@@ -81,6 +81,11 @@ def driver_version() -> str | None:
     query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     asked = subprocess.run(query, capture_output=True, text=True, check=False)
     return next(iter(asked.stdout.split()), None) if asked.returncode == 0 else None
+
+
+def _worked() -> float:
+    """Seconds of work by this process and its children that have ended, such as compilers."""
+    return sum(os.times()[:4])
 
 
 def _ticks() -> list[int] | None:

@@ -9,6 +9,7 @@ from nextscale.compare.gpu_check.findings import Figures
 from nextscale.compare.restore_speed import SIZES, Speed, measure
 from nextscale.runtime.backends.cuda import Device
 
+AIM = 0.8  # of the copy's bandwidth
 PARTS = ("float16", "float32", "bfloat16")  # of kept rows and caches; the residual stream is float32
 
 
@@ -19,7 +20,8 @@ def bandwidth(device: Device, quick: bool) -> Figures:
         for size in (SIZES[:1] if quick else SIZES)
         for part in (PARTS[:1] if quick else PARTS)
     ]
-    return {"share_of_copy_bandwidth": min(speed.share for speed in speeds), "sizes": [_data(s) for s in speeds]}
+    least = min(speed.share for speed in speeds)
+    return {"share_of_copy_bandwidth": least, "aim": AIM, "met": least >= AIM, "sizes": [_data(s) for s in speeds]}
 
 
 def _data(speed: Speed) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nextscale.runtime.manifest import Recipe
 
 Progress = Callable[[str, int, int, str], None]
 
-RECIPES = ("demo", "demo-fastvar")
+RECIPES = ("demo-fastvar", "demo")  # the first has all that a backend has to know
 PRECISIONS = ("fp32", "fp16", "bf16")  # those that take longer to export last, should time run out
 
 
@@ -44,13 +44,16 @@ def check_backends(asked: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked)) or BACKENDS
 
 
-def ways(asked: Sequence[str], gpu: bool, threads: int) -> tuple[list[Way], dict[str, str]]:
-    """The backends that can run here, and why the others cannot. ONNX Runtime runs on the CPU where there is no GPU."""
+def ways(asked: Sequence[str], no_gpu: str, threads: int) -> tuple[list[Way], dict[str, str]]:
+    """The backends that can run here, and why the others cannot.
+
+    ``no_gpu`` says why none can be used, "" where one can; ONNX Runtime then runs on the CPU.
+    """
     found, lacking = [], {}
     for name in asked:
-        device = "cuda" if gpu else "cpu"
-        if name in GPU_ONLY and not gpu:
-            lacking[name] = "there is no GPU to run it on"
+        device = "cpu" if no_gpu else "cuda"
+        if name in GPU_ONLY and no_gpu:
+            lacking[name] = no_gpu
             continue
 
         def make(name: str = name, device: str = device) -> Backend:
