@@ -85,7 +85,10 @@ def compiled_for(
 
 
 def executed_on(checks: Iterable[dict[str, Any]], backend: str, device: str, precision: str) -> str:
-    """Where pictures were made and held against eager PyTorch, newest first, and what came of it."""
+    """Where pictures were made and held against eager PyTorch, newest first, and what came of it.
+
+    What failed in another way to build the same is told too.
+    """
     told: dict[str, str] = {}
     for check in checks:
         asked = {"backend": backend, "device": device, "precision": precision}
@@ -94,11 +97,25 @@ def executed_on(checks: Iterable[dict[str, Any]], backend: str, device: str, pre
         where = check["gpu"]["name"] if check["gpu"] else "CPU"
         if ran:
             told.pop(where, None)
-            wrong = "" if all(f["state"] == "passed" for f in ran) else ": **numbers differ**"
-            told[where] = f"{where}, {check['machine']['date'][:10]}{wrong}"
+            wrong = _failures(ran, check["findings"], backend, precision)
+            told[where] = f"{where}, {check['machine']['date'][:10]}" + (f": **{', '.join(wrong)}**" if wrong else "")
         elif found and where not in told and "does not compute" in found[0]["reason"]:
             told[where] = f"no: it does not compute {precision} there"
     return "; ".join(reversed(told.values())) or NOTHING
+
+
+def _failures(
+    ran: Iterable[dict[str, Any]], findings: Iterable[dict[str, Any]], backend: str, precision: str
+) -> list[str]:
+    """What went wrong with a backend in a precision, in words: as it is usually built, and in other ways."""
+    failed = [f for f in ran if f["state"] == "failed"]
+    words = ["numbers differ" if "error" in failed[0]["data"] else "fails"] if failed else []
+    others = dict[str, str]()
+    for f in findings:
+        name, _, variant = f["subject"].get("backend", "").partition(", ")
+        if variant and name == backend and f["subject"].get("precision") == precision and f["state"] == "failed":
+            others.setdefault(variant, "numbers differ" if "error" in f["data"] else "fails")
+    return [*words, *(f"{what} with {variant}" for variant, what in others.items())]
 
 
 def in_readme(text: str) -> str:

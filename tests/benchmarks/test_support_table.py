@@ -20,8 +20,15 @@ def check(*findings: Any, gpu: str | None = None, date: str = "2026-11-21") -> A
     return {"machine": {"date": f"{date}T07:00:00+00:00"}, "gpu": facts, "findings": list(findings)}
 
 
-def parity(backend: str, precision: str, device: str = "cuda", state: str = "passed", reason: str | None = None) -> Any:
-    return finding("parity", state, reason, backend=backend, device=device, precision=precision, recipe="demo")
+def parity(
+    backend: str,
+    precision: str,
+    device: str = "cuda",
+    state: str = "passed",
+    reason: str | None = None,
+    data: Any = None,
+) -> Any:
+    return finding("parity", state, reason, data, backend=backend, device=device, precision=precision, recipe="demo")
 
 
 def cells(checks: list[Any], backend: str, precision: str, builds: list[Any] | None = None) -> list[str]:
@@ -86,8 +93,20 @@ def test_a_cpu_is_no_gpu() -> None:
 
 
 def test_numbers_that_differ_are_told() -> None:
-    found = [check(parity("tensorrt", "fp16"), parity("tensorrt", "fp16", state="failed", reason="x"), gpu="H200")]
+    wrong = parity("tensorrt", "fp16", state="failed", reason="x", data={"error": 2.0})
+    found = [check(parity("tensorrt", "fp16"), wrong, gpu="H200")]
     assert cells(found, "`tensorrt`", "fp16")[3] == "H200, 2026-11-21: **numbers differ**"
+    broken = check(parity("tensorrt", "fp16", state="failed", reason="RuntimeError"), gpu="H200")
+    assert cells([broken], "`tensorrt`", "fp16")[3] == "H200, 2026-11-21: **fails**"
+
+
+def test_another_way_to_build_that_failed_is_told() -> None:
+    wrong = parity("tensorrt, weights embedded", "fp16", state="failed", reason="x", data={"error": 2.0})
+    lost = finding("build", "failed", "y", backend="tensorrt, restore by function", recipe="demo", precision="fp16")
+    found = [check(parity("tensorrt", "fp16"), parity("tensorrt", "fp32"), wrong, lost, gpu="H200")]
+    told = "H200, 2026-11-21: **numbers differ with weights embedded, fails with restore by function**"
+    assert cells(found, "`tensorrt`", "fp16")[3] == told
+    assert cells(found, "`tensorrt`", "fp32")[3] == "H200, 2026-11-21"
 
 
 def test_what_cannot_be_computed_is_told_and_what_had_no_time_is_not() -> None:
