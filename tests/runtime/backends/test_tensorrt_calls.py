@@ -1,4 +1,4 @@
-"""Engines as calls, on doubles of the GPU and of TensorRT: captured or not, with a caller's arrays, and at their end."""
+"""Engines as calls, on doubles of the GPU and of TensorRT: captured or not, with lent arrays, and at their end."""
 
 from __future__ import annotations
 
