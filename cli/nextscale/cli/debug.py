@@ -51,7 +51,9 @@ def debug(
 ) -> None:
     """Find the first tensor on which two backends do not agree, and say what it is in the model.
 
-    Both get the inputs that the graph reads while a real picture is made.
+    Both get the inputs that the graph reads while a real picture is made. On a
+    GPU they run the graph as the backend does; a TensorRT's engine is built here.
+    bf16 bundles cannot be looked into: take the float32 one.
 
     \b
     nextscale debug engines/mine step_07 --backends onnxruntime,tensorrt-rtx

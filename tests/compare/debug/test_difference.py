@@ -9,13 +9,17 @@ import onnx
 import pytest
 from support.damage import with_other_weights
 
+from nextscale.compare.debug import runners, sessions
 from nextscale.compare.debug.difference import Found, Row, compared, find
 from nextscale.compare.debug.record import find_graph, record
 from nextscale.compare.debug.runners import Task, build_watched, with_outputs
 from nextscale.compare.debug.terms import Place, places
 from nextscale.plan.errors import EnvironmentProblem, InputError, NextscaleError
 from nextscale.runtime import Pipeline
+from nextscale.runtime.backends.nvrtc import compile_ptx
+from nextscale.runtime.backends.onnxruntime_graphs import cuda_graph
 from nextscale.runtime.bundle import Bundle, open_bundle
+from nextscale.runtime.errors import BackendError
 from nextscale.runtime.request import Request, make_request
 
 GRAPHS = ["begin", "step_00", "step_02", "step_03", "decode"]
@@ -171,6 +175,48 @@ def test_a_gpu_that_is_not_there_is_said(pruned: Bundle) -> None:
         look(pruned, pruned, "step_00", ("onnxruntime", "onnxruntime-cuda"))
     with pytest.raises(NextscaleError):
         look(pruned, pruned, "step_00", ("onnxruntime", "tensorrt-rtx"))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_on_a_gpu_it_is_the_graph_that_the_runtime_runs(
+    pruned: Bundle, graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lifted, and of nodes that the provider has kernels for. The CPU's provider stands for CUDA's."""
+    monkeypatch.setattr(sessions, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(sessions, "provider_options", lambda *given: {})
+    with pytest.raises(BackendError, match=f"would run [0-9]+ nodes of {graph} on the CPU"):
+        look(pruned, pruned, graph, ("onnxruntime", "onnxruntime-cuda"))
+    opened: list[tuple[onnx.ModelProto, bool]] = []
+
+    def open_cuda(bundle: Bundle, name: str, model: bytes, sizes: dict[str, int], strict: bool) -> object:
+        opened.append((onnx.load_from_string(model), strict))
+        return sessions.open_cuda_session(bundle, name, model, sizes, strict=False)
+
+    monkeypatch.setattr(runners, "open_cuda_session", open_cuda)
+    found = look(pruned, pruned, graph, ("onnxruntime", "onnxruntime-cuda"))
+    assert found.agrees, found.sentence
+    (plain, first), (watched, second) = opened
+    assert (first, second) == (True, False), "what is an output may leave the GPU"
+    assert plain == cuda_graph(pruned.path(f"{graph}.onnx"))
+    assert plain.graph.node == watched.graph.node
+    every = with_outputs(pruned.path(f"{graph}.onnx"), ())
+    assert len(found.rows) == len(places(every)), "each tensor of the bundle's graph is there"
+
+
+def test_on_a_gpu_tensorrt_restores_with_what_a_build_takes(pruned: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flavour's own library needs a GPU: here the plugin is asked for, is not taken, and that is said."""
+    asked: list[object] = []
+    monkeypatch.setattr(runners, "register", lambda module, compiler: asked.append(compiler))
+    monkeypatch.setattr(runners, "default_restore", lambda flavor, target: "plugin")
+    step = next(graph for graph in pruned.manifest.steps if "ScatterRestore" in kinds(pruned, graph.name))
+    task = Task("tensorrt-rtx", pruned, step)
+    with pytest.raises(EnvironmentProblem, match=r"takes the plugin for 0 of the [0-9]+ restores"):
+        build_watched(task, (), record(pruned, task.graph, request_for(pruned)), "sm86")
+    assert asked == [compile_ptx]
+
+
+def kinds(bundle: Bundle, graph: str) -> set[str]:
+    return {node.op_type for node in with_outputs(bundle.path(f"{graph}.onnx"), ()).graph.node}
 
 
 def test_an_engine_with_every_tensor_an_output_is_built(pruned: Bundle) -> None:

@@ -9,27 +9,30 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextscale.compare.debug.sessions import open_session
+from nextscale.compare.debug.sessions import open_cuda_session, open_session
 from nextscale.compare.sides import same_numbers
 from nextscale.plan.errors import EnvironmentProblem, InputError
+from nextscale.plugins.signature import DOMAIN, NAME
+from nextscale.plugins.tensorrt_plugin import register
 from nextscale.runtime.backends.cuda import open_device
+from nextscale.runtime.backends.nvrtc import compile_ptx
+from nextscale.runtime.backends.onnxruntime_graphs import cuda_graph
 from nextscale.runtime.backends.tensorrt.attention import NAME as ATTENTION
 from nextscale.runtime.backends.tensorrt.attention import attention_nodes, expand_attention
 from nextscale.runtime.backends.tensorrt.library import load
+from nextscale.runtime.backends.tensorrt.lift import read_graph
 from nextscale.runtime.bundle import Bundle
-from nextscale.runtime.manifest import Graph
+from nextscale.runtime.manifest import IMAGES, ROWS, Graph
+from nextscale.runtime.targets.command import default_restore
 
 if TYPE_CHECKING:
     import onnx
 
 EAGER = "eager"
-SESSIONS = {  # whether optimised, and where
-    "onnxruntime": (True, "cpu"),
-    "onnxruntime-unoptimized": (False, "cpu"),
-    "onnxruntime-cuda": (True, "cuda"),
-}
+SESSIONS = {"onnxruntime": True, "onnxruntime-unoptimized": False}  # on the CPU; whether optimised
+CUDA = "onnxruntime-cuda"
 FLAVORS = ("tensorrt", "tensorrt-rtx")
-NAMES = (*SESSIONS, EAGER, *FLAVORS)
+NAMES = (*SESSIONS, CUDA, EAGER, *FLAVORS)
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,33 @@ def make_runner(task: Task, watched: Sequence[str], feed: Mapping[str, Any]) -> 
         return make_eager_runner(task)
     if task.backend in FLAVORS:
         return _tensorrt(task, watched, feed)
-    model = with_outputs(task.path, watched).SerializeToString()
-    optimise, device = SESSIONS[task.backend]
     runner = import_module("polygraphy.backend.onnxrt").OnnxrtRunner
-    return runner(lambda: open_session(task.path, model, optimise, device), name=task.backend)
+    return runner(lambda: _session(task, watched, feed), name=task.backend)
+
+
+def _session(task: Task, watched: Sequence[str], feed: Mapping[str, Any]) -> Any:
+    """The graph that the runtime would run there, with ``watched`` as outputs.
+
+    What computes lengths may run on the CPU once its result is an output, so then no node is refused for that.
+    """
+    if task.backend != CUDA:
+        return open_session(task.path, with_outputs(task.path, watched).SerializeToString(), SESSIONS[task.backend])
+    model = watching(cuda_graph(task.path), watched).SerializeToString()
+    shapes = [(tensor, feed[tensor.name].shape) for tensor in task.graph.inputs if IMAGES in tensor.shape]
+    images = next(shape[tensor.shape.index(IMAGES)] for tensor, shape in shapes)
+    sizes = {IMAGES: images, ROWS: images * task.bundle.manifest.guidance_rows}
+    return open_cuda_session(task.bundle, task.graph.name, model, sizes, strict=not watched)
 
 
 def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
     """The graph with those tensors as outputs too; its weights stay where they are."""
+    return watching(read_graph(path), names)
+
+
+def watching(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model itself, those of the tensors that its nodes make being outputs too."""
     import onnx
 
-    model = onnx.load_model(path, load_external_data=False)
     there = {output.name for output in model.graph.output}
     made = {name for node in model.graph.node for name in node.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name in made - there)
@@ -95,7 +114,7 @@ def with_outputs(path: Path, names: Sequence[str]) -> onnx.ModelProto:
 
 
 def _tensorrt(task: Task, watched: Sequence[str], feed: Mapping[str, Any]) -> Any:
-    """An engine for this GPU, weights inside, one profile of the recorded shapes."""
+    """An engine for this GPU, one profile of the recorded shapes; unlike a target's, it has its weights inside."""
     backend = import_module("polygraphy.backend.trt")
     engine = backend.EngineFromBytes(lambda: build_watched(task, watched, feed))
     return backend.TrtRunner(engine, name=task.backend)
@@ -104,11 +123,15 @@ def _tensorrt(task: Task, watched: Sequence[str], feed: Mapping[str, Any]) -> An
 def build_watched(task: Task, watched: Sequence[str], feed: Mapping[str, Any], target: str | None = None) -> bytes:
     """The serialised engine; ``target`` is another GPU's than this machine's, where the flavour builds for one.
 
+    ScatterRestore is what `nextscale build` makes of it where nothing is said, the plugin or the function's body.
     The parser takes no output without a type, so tensors become outputs behind it.
     """
     library = load(task.backend)
     builder = library.trt.Builder(library.logger)
     network = library.network(builder)
+    plugin = default_restore(task.backend, target or open_device().sm) == "plugin"
+    if plugin:
+        register(library.trt, compile_ptx)
     parser = library.trt.OnnxParser(network, library.logger)
     model = with_outputs(task.path, ())
     if attention_nodes(model) and not parser.supports_operator(ATTENTION):
@@ -116,6 +139,12 @@ def build_watched(task: Task, watched: Sequence[str], feed: Mapping[str, Any], t
     if not parser.parse(model.SerializeToString(), str(task.path)) or not network.num_layers:
         reason = parser.get_error(0).desc() if parser.num_errors else "no reason given"
         raise EnvironmentProblem(f"{task.backend} does not parse {task.graph.name}: {reason[:300]}")
+    restores = sum((node.domain, node.op_type) == (DOMAIN, NAME) for node in model.graph.node)
+    if (found := library.plugin_layers(network)) != (restores if plugin else 0):
+        raise EnvironmentProblem(
+            f"{task.backend} takes the plugin for {found} of the {restores} restores of {task.graph.name}, unlike "
+            "`nextscale build`"
+        )
     for tensor in (t for i in range(network.num_layers) for t in outputs_of(network.get_layer(i))):
         if tensor.name in watched and not tensor.is_network_output:
             network.mark_output(tensor)
