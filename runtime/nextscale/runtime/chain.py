@@ -116,6 +116,7 @@ class Chain:
         for graph in (self.begin, *self.steps):
             for tensor in requested(graph):
                 self.slot.view(tensor, images)[...] = _PLAIN.get(tensor.source or "", 1)
+        self.slot.view(KEYS, images)[...] = 0
         self.slot.push_requests()
         links = {
             graph: self._link(graph, images) for graph in (self.begin, *self.steps, self.reading(0), self.reading(1))
