@@ -5,15 +5,14 @@
 Draws VAR-d16 and d30 at 256 px and d36 at 512 px, in full and with FastVAR. Eager PyTorch runs with flash attention,
 torch.compile with CUDA graphs. Beside times: parity under forced tokens, device memory against weights, tapes, caches
 and scratch, and the share of a picture in which the GPU idles. Compiling takes minutes for each model, precision and
-batch, so it comes last, while the budget lasts; what was not run says why. Bundles are not verified when they are
-written: parity is what is asked here.
+batch, so it comes after everything else of all models, while the budget lasts; what was not run says why. The JSON is
+written after every case. Bundles are not verified when they are written: parity is what is asked here.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -22,11 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from gpu_bars import Row, bars, show
+
 from nextscale.compare.columns import BACKENDS, COMPILE, EAGER, GPU_ONLY, lacking_compiler, lacking_cuda
 from nextscale.compare.compiled import CompiledEager
 from nextscale.compare.gpu_check import engines, pictures
-from nextscale.compare.gpu_check.findings import PASSED, Figures, Finding, Notes, NotRun
-from nextscale.compare.gpu_check.subjects import Way, ways
+from nextscale.compare.gpu_check.findings import Figures, Notes
+from nextscale.compare.gpu_check.subjects import Progress, Way, ways
 from nextscale.compare.machine import OtherWork, driver_version, this_machine
 from nextscale.compare.plain import plain
 from nextscale.compare.sides import Ask, BundleSide, on_device
@@ -42,7 +43,6 @@ from nextscale.runtime.manifest import Recipe
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("var-d16", "var-d30", "var-d36")
-MEMORY, IDLE, SPEED_OF_COMPILED = 1.15, 0.03, 0.9  # the bars
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,13 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.traced: Traced = {}
-        self.bundles: dict[tuple[str, str], Bundle] = {}
+        self.bundles: dict[tuple[str, str], Bundle | None] = {}
         self.checkpoint = on_device(load_checkpoint(*self.files), self.device)
 
     def run(self, case: Case) -> None:
         """Eager PyTorch, then every backend on the same pictures."""
-        try:
-            bundle = self.bundle(case)
-        except NotRun as why:
-            self.notes.not_run("latency", case.subject(EAGER), str(why))
+        if (bundle := self.bundle(case)) is None:
+            self.notes.not_run("latency", case.subject(EAGER), "its bundle was not exported")
             return
         plan, ask = bundle.manifest.plan, ask_of(bundle.manifest.plan, case.batch)
         made: list[pictures.Reference] = []
@@ -107,29 +105,32 @@ class Bench:
                 self._backend(way, bundle, case, made[0], ask)
 
     def compiled(self, case: Case) -> None:
-        """The same through torch.compile."""
-        bundle = self.bundles.get((case.recipe, case.precision))
-        if bundle is None:
-            return
+        """The same through torch.compile, which needs no bundle."""
         if why := lacking_compiler(self.device):
             self.notes.not_run("latency", case.subject(COMPILE), why)
             return
 
         def answer() -> Figures:
-            plan = bundle.manifest.plan
+            plan = plan_of(self.checkpoint, case.recipe)
             with flash(self.device):
                 eager = CompiledEager(prepared(self.checkpoint, plan, case.precision))
                 return pictures.compiling(eager, ask_of(plan, case.batch), self.runs, self.notes.tick)
 
-        self.notes.ask("latency", case.subject(COMPILE), answer, 240.0)
+        self.notes.ask("latency", case.subject(COMPILE), answer, 240.0, COMPILE)
 
-    def bundle(self, case: Case) -> Bundle:
-        """Exported once for all batch sizes, and not verified."""
+    def bundle(self, case: Case) -> Bundle | None:
+        """Exported once for all batch sizes, and not verified; None where that failed or had no time."""
         key = (case.recipe, case.precision)
+
+        def answer() -> Figures:
+            checkpoint = load_checkpoint(*self.files)
+            made = write_bundle(checkpoint, *key, self.folder, self.traced, self.notes.tick)
+            self.bundles[key] = made
+            return {"graphs": len(made.manifest.graphs)}
+
         if key not in self.bundles:
-            self.bundles[key] = write_bundle(
-                load_checkpoint(*self.files), case.recipe, case.precision, self.folder, self.traced
-            )
+            self.bundles[key] = None  # asked once
+            self.notes.ask("export", case.subject("bundle"), answer, 60.0)
         return self.bundles[key]
 
     def _backend(self, way: Way, bundle: Bundle, case: Case, reference: pictures.Reference, ask: Ask) -> None:
@@ -145,22 +146,32 @@ class Bench:
             opened.append(pictures.open_side(way, bundle, case.batch))
             return pictures.parity(reference, opened[0])
 
+        def held() -> Figures:
+            taken = None if free is None else free - (_free() or 0)
+            return pictures.memory(opened[0].pipeline.memory, taken)
+
         self.notes.ask("parity", subject, right, 30.0)
         for side in opened:
             self.notes.ask("latency", subject, partial(pictures.latency, side, ask, self.runs), 20.0)
-            taken = None if free is None else free - (_free() or 0)
-            self.notes.ask("memory", subject, partial(pictures.memory, side.pipeline.memory, taken))
+            self.notes.ask("memory", subject, held)
             if way.device == "cuda":
                 self.notes.ask("idle", subject, partial(pictures.idle, partial(side.run, ask)), 10.0)
-            side.pipeline.close()
+            self.notes.finish("close", subject, side.pipeline.close)
 
 
-def write_bundle(checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Traced) -> Bundle:
+def plan_of(checkpoint: Checkpoint, name: str) -> Plan:
+    """A recipe's plan with the checkpoint's own numbers."""
+    return plan_for(recipe(name), checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
+
+
+def write_bundle(
+    checkpoint: Checkpoint, name: str, precision: str, folder: Path, traced: Traced, progress: Progress
+) -> Bundle:
     """A bundle of a recipe with the checkpoint's own numbers."""
     chosen, out = recipe(name), folder / f"{name}-{precision}"
-    plan = plan_for(chosen, checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
+    plan = plan_of(checkpoint, name)
     out.mkdir(parents=True)
-    written = write_graphs(checkpoint, plan, precision, out, lambda stage, done, total, what: None, traced)
+    written = write_graphs(checkpoint, plan, precision, out, progress, traced)
     options = Options(plan, Recipe(chosen.name, chosen.version), precision)
     write_manifest(out, out.name, checkpoint, options, written.weights, ())
     return open_bundle(out, verify="size")
@@ -183,49 +194,7 @@ def flash(device: str) -> Any:
 def _free() -> int | None:
     import torch
 
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None
-
-
-Row = dict[str, Any]
-
-
-def bars(findings: Sequence[Finding]) -> list[Row]:
-    """What the figures have to show, one row for each case and bar: its value, its limit, whether it is met."""
-    seconds = {_key(f): f.data["median"] for f in findings if f.section == "latency" and f.state == PASSED}
-    rows: list[Row] = []
-    for finding in findings:
-        side, case = finding.subject.get("side", ""), {k: v for k, v in finding.subject.items() if k != "side"}
-        if side in (EAGER, COMPILE):
-            continue
-
-        def row(bar: str, value: float | None, limit: float, least: bool, case: Any = case, side: str = side) -> None:
-            if value is not None:
-                met = value >= limit if least else value <= limit
-                rows.append({"bar": bar, **case, "side": side, "value": value, "limit": limit, "met": met})
-
-        if finding.section == "parity" and finding.state != "not run":
-            row("parity error", finding.data.get("error", math.inf), finding.data.get("tolerance", 0.0), False)
-        if finding.state != PASSED:
-            continue
-        if finding.section == "memory":
-            row("device memory over the sum of causes", finding.data.get("device_over_sum"), MEMORY, False)
-        if finding.section == "idle" and case["batch"] == "1":
-            row("idle share", finding.data["idle_share"], IDLE, False)
-        if finding.section == "latency":
-            pruned, own = case["recipe"].endswith("-fastvar"), finding.data["median"]
-            full = {**case, "recipe": case["recipe"].removesuffix("-fastvar")}
-            for against, limit in ((EAGER, 1.0), (COMPILE, 1.0 if pruned else SPEED_OF_COMPILED)):
-                other = seconds.get(_key_of({**full, "side": against}))
-                row(f"times as fast as full {against}", None if other is None else other / own, limit, True)
-    return rows
-
-
-def _key(finding: Finding) -> frozenset[tuple[str, str]]:
-    return _key_of(finding.subject)
-
-
-def _key_of(subject: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    return frozenset(subject.items())
+    return pictures.without_torch(int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None)
 
 
 def report(notes: Notes, gpu: Mapping[str, str], others: OtherWork) -> Row:
@@ -235,32 +204,62 @@ def report(notes: Notes, gpu: Mapping[str, str], others: OtherWork) -> Row:
     return {"gpu": dict(gpu), "machine": machine, "seconds": notes.spent, "findings": found, "bars": bars(notes.found)}
 
 
-def show(row: Row) -> str:
-    """One line of the table of bars."""
-    of = f"{row['recipe']} {row['precision']} x{row['batch']} {row['side']}"
-    return f"{of:48} {row['bar']:40} {row['value']:10.3g} {row['limit']:8.2g} {'met' if row['met'] else 'MISSED'}"
-
-
 def bench_model(
-    model: str, precisions: Sequence[str], batches: Sequence[int], make: Callable[[tuple[Path, Path], Path], Bench]
+    model: str, make: Callable[[tuple[Path, Path], Path], Bench], work: Callable[[Bench], None], notes: Notes
 ) -> None:
-    """Every case of one model, drawn for it and gone after it."""
+    """Work on one model, drawn for it and gone after it; a model that cannot be drawn or loaded is noted."""
     base = recipe(model)
-    with TemporaryDirectory(prefix="bench-gpu-") as name:
-        files = draw_checkpoint(base.model, base.tokenizer, base.schedule, Path(name) / "drawn")
-        bench, wanted = make(files, Path(name)), cases([model], precisions, batches)
-        for case in wanted:
-            print(f"{case.recipe} {case.precision} batch {case.batch}", flush=True)
-            bench.run(case)
-        for case in wanted:
-            bench.compiled(case)
+
+    def all_of_it() -> None:
+        with TemporaryDirectory(prefix="bench-gpu-") as name:
+            files = draw_checkpoint(base.model, base.tokenizer, base.schedule, Path(name) / "drawn")
+            work(make(files, Path(name)))
+
+    notes.finish("model", {"model": model, "side": "drawn"}, all_of_it)
+
+
+def write(path: Path, data: Row) -> None:
+    """The JSON, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(plain(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def bench_all(
+    models: Sequence[str],
+    precisions: Sequence[str],
+    batches: Sequence[int],
+    make: Callable[[tuple[Path, Path], Path], Bench],
+    notes: Notes,
+    save: Callable[[], object],
+) -> None:
+    """Every case of every model, then all of them through torch.compile; ``save`` is called after each."""
+    for how, act in ((EAGER, Bench.run), (COMPILE, Bench.compiled)):
+        for model in models:
+            wanted = cases([model], precisions, batches)
+
+            def work(bench: Bench, wanted: Sequence[Case] = wanted, how: str = how, act: Any = act) -> None:
+                for case in wanted:
+                    print(f"{case.recipe} {case.precision} batch {case.batch}: {how}", flush=True)
+                    act(bench, case)
+                    save()
+
+            if notes.spent < notes.budget:
+                bench_model(model, make, work, notes)
+            else:
+                for case in wanted:
+                    notes.not_run("latency", case.subject(how), "no time was left to draw its model")
+            save()
 
 
 def main() -> None:
     """Measures, prints the bars, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "fp16", "bf16"), default=["fp16", "bf16"])
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp16", "bf16"), default=["fp16", "bf16"]
+    )  # flash attention's
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--budget", type=float, default=3600.0, metavar="SECONDS")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_gpu.json")
@@ -274,16 +273,18 @@ def main() -> None:
     found, missing = ways(BACKENDS, "", 1)
     for name, reason in missing.items():
         notes.not_run("backend", {"side": name}, reason)
-    for model in asked.model:
-        bench_model(
-            model, asked.precision, asked.batch, lambda files, folder: Bench(files, folder, "cuda", found, notes)
-        )
     gpu = {"name": device.name, "sm": device.sm, "driver": driver_version() or "unknown", "cuda": device.driver}
-    data = report(notes, gpu, others)
-    for row in data["bars"]:
+
+    def make(files: tuple[Path, Path], folder: Path) -> Bench:
+        return Bench(files, folder, "cuda", found, notes)
+
+    def save() -> None:
+        write(asked.out, report(notes, gpu, others))
+
+    save()  # a place that cannot be written is told now
+    bench_all(asked.model, asked.precision, asked.batch, make, notes, save)
+    for row in bars(notes.found):
         print(show(row))
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(plain(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(f"written to {asked.out}")
 
 

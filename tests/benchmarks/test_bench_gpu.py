@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_bars_compare_with_the_full_model_of_the_same_case() -> None:
             found("latency", FULL, "torch.compile", median=8.0),
             found("latency", FULL, "onnxruntime", median=8.5),
             found("latency", PRUNED, "eager", median=7.0),
+            found("latency", PRUNED, "torch.compile", median=7.5),
             found("latency", PRUNED, "onnxruntime", median=8.2),
         ]
     )
@@ -49,6 +51,8 @@ def test_bars_compare_with_the_full_model_of_the_same_case() -> None:
         ("var-d16", "times as fast as full torch.compile"): (pytest.approx(8 / 8.5), True),  # 0.9 is enough
         ("var-d16-fastvar", "times as fast as full eager"): (pytest.approx(10 / 8.2), True),
         ("var-d16-fastvar", "times as fast as full torch.compile"): (pytest.approx(8 / 8.2), False),
+        ("var-d16-fastvar", "times as fast as pruned eager"): (pytest.approx(7 / 8.2), False),
+        ("var-d16-fastvar", "times as fast as pruned torch.compile"): (pytest.approx(7.5 / 8.2), True),
     }
 
 
@@ -88,17 +92,76 @@ def test_one_case_goes_through_on_the_cpu(
     one.run(case)
     one.compiled(case)
     assert [(f.section, f.subject["side"], f.state) for f in notes.found] == [
+        ("export", "bundle", "passed"),
         ("latency", "eager", "passed"),
         ("parity", "onnxruntime", "passed"),
         ("latency", "onnxruntime", "passed"),
         ("memory", "onnxruntime", "passed"),
         ("latency", "torch.compile", "not run"),
     ]
-    latency = notes.found[0].data
+    latency = notes.found[1].data
     assert (latency["images"], latency["runs"]) == (2, 2)
     assert {row["bar"] for row in bench.bars(notes.found)} == {"parity error", "times as fast as full eager"}
-    assert one.bundles[("demo", "fp32")].manifest.verified == (), "parity is what is asked"
+    bundle = one.bundles[("demo", "fp32")]
+    assert bundle is not None
+    assert bundle.manifest.verified == (), "parity is what is asked"
     assert one.bundle(case) is one.bundle(bench.Case("demo", "demo", "fp32", 4))
+
+
+def test_an_export_that_breaks_or_has_no_time_ends_its_cases_only(
+    tiny_checkpoint: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("out of it")
+
+    monkeypatch.setattr(bench, "write_bundle", broken)
+    notes = Notes(600)
+    one = bench.Bench(tiny_checkpoint, tmp_path, "cpu", [], notes)
+    for batch in (1, 2):
+        one.run(bench.Case("demo", "demo", "fp32", batch))
+    assert [(f.section, f.state, f.reason) for f in notes.found] == [
+        ("export", "failed", "MemoryError: out of it"),
+        ("latency", "not run", "its bundle was not exported"),
+        ("latency", "not run", "its bundle was not exported"),
+    ]
+
+
+def test_compiling_comes_after_all_models_and_the_file_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: tuple[Path, Path]
+) -> None:
+    asked, notes, out = list[str](), Notes(600), tmp_path / "results" / "bench.json"
+    monkeypatch.setattr(bench, "draw_checkpoint", lambda *_: tiny_checkpoint)
+
+    def act(how: str) -> Any:
+        def ask(self: Any, case: bench.Case) -> None:
+            asked.append(f"{case.recipe} {how}")
+            notes.ask("latency", case.subject(how), lambda: {"median": 1.0})
+
+        return ask
+
+    monkeypatch.setattr(bench.Bench, "run", act("eager"))
+    monkeypatch.setattr(bench.Bench, "compiled", act("torch.compile"))
+    sizes, made = list[int](), list[Any]()
+
+    def save() -> None:
+        bench.write(out, bench.report(notes, {}, bench.OtherWork()))
+        sizes.append(len(json.loads(out.read_text())["findings"]))
+
+    def make(files: tuple[Path, Path], folder: Path) -> Any:
+        made.append(files)
+        if len(made) == 3:  # the first model, drawn again
+            raise MemoryError("another's")
+        return bench.Bench(files, folder, "cpu", [], notes)
+
+    bench.bench_all(["var-d16", "var-d30"], ["fp16"], [1], make, notes, save)
+    names = ("var-d16", "var-d16-fastvar", "var-d30", "var-d30-fastvar")
+    assert asked == [*(f"{n} eager" for n in names), *(f"{n} torch.compile" for n in names[2:])]
+    assert [(f.section, f.reason) for f in notes.found if f.state == "failed"] == [("model", "MemoryError: another's")]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 7
+    late = Notes(0.0)
+    bench.bench_all(["var-d16"], ["fp16"], [1], make, late, save)
+    assert [f.reason for f in late.found] == ["no time was left to draw its model"] * 4
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
