@@ -143,6 +143,7 @@ def test_an_interrupt_leaves_the_file_as_it_was(
     ("arguments", "sentence"),
     [
         (("--backend", "magic"), "backend 'magic' is none of onnxruntime"),
+        (("--backend", ""), "backend '' is none of onnxruntime"),
         (("--budget", "0"), "budget is 1 to 86400 seconds"),
         (("--threads", "0"), "threads is a number from 1 on"),
         (("--checkpoint", "nowhere"), "nowhere does not hold"),

@@ -53,7 +53,7 @@ def gpu_check(
         from nextscale.compare.gpu_check.check import Options, as_data, run_check
     from nextscale.compare.plain import plain
 
-    names = tuple(name.strip() for name in backend.split(",")) if backend else ()
+    names = tuple(name.strip() for name in backend.split(",")) if backend is not None else ()
     options = Options(names, quick, budget, threads)
     options.check()
     check_place(out)
