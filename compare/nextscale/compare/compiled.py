@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ from nextscale.export.eager import Eager, OnBlock, Rows, State
 from nextscale.export.models.step import Draw, Prediction
 from nextscale.export.models.var import Conditioning
 from nextscale.plan.types import Step
+
+LIMIT = 4096  # of recompilations
 
 
 class CompiledEager(Eager):
@@ -73,7 +76,19 @@ def _pure(eager: Eager, step: Step) -> Callable[..., Any]:
     return run
 
 
+def limits() -> AbstractContextManager[None]:
+    """What is compiled inside never falls back in silence; around a whole picture it costs no time of its parts.
+
+    All steps share one code object, so they count as recompilations of one function.
+    """
+    inside: AbstractContextManager[None] = torch._dynamo.config.patch(
+        recompile_limit=LIMIT, fail_on_recompile_limit_hit=True
+    )
+    return inside
+
+
 def _compiling(function: Callable[..., Any], *arguments: Any) -> Any:
-    """All steps share one code object, so they count as recompilations of one function: never fall back in silence."""
-    with torch._dynamo.config.patch(recompile_limit=4096, fail_on_recompile_limit_hit=True):
+    if torch._dynamo.config.recompile_limit == LIMIT:
+        return function(*arguments)
+    with limits():
         return function(*arguments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 
 from nextscale.compare.clock import Clock
 from nextscale.compare.columns import COMPILE, EAGER, open_backend
-from nextscale.compare.compiled import CompiledEager
+from nextscale.compare.compiled import CompiledEager, limits
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.eager import Eager, Request, State
@@ -183,7 +184,8 @@ class EagerSide:
     def run(self, ask: Ask, logits: bool = False, tick: Callable[[], None] = lambda: None) -> Run:
         """Step by step, ``tick`` called after each; results are brought to the host at the end."""
         eager, plan, made = self.eager, self.eager.plan, []
-        with torch.inference_mode():  # its inputs too: what is compiled tells inference's tensors from others
+        around = limits() if isinstance(eager, CompiledEager) else nullcontext()
+        with around, torch.inference_mode():  # its inputs too: what is compiled tells inference's tensors from others
             forced = None if ask.tokens is None else {i: torch.from_numpy(t) for i, t in enumerate(ask.tokens)}
             request = Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, forced)
             labels = torch.tensor(ask.labels, device=eager.var.pos_start.device)
