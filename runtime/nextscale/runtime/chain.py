@@ -48,7 +48,7 @@ class Chain:
     def __init__(
         self, graphs: Sequence[Graph], loaded: Loaded, slot: Slot, replays: bool, batch_sizes: Sequence[int]
     ) -> None:
-        self.slot, self.replays = slot, replays
+        self.slot = slot
         self.begin, self.last = (next(g for g in graphs if g.name == name) for name in ("begin", "decode"))
         self.steps = tuple(sorted((g for g in graphs if g.step is not None), key=lambda g: g.step or 0))
         self.image = next(tensor for tensor in self.last.outputs if tensor.name == IMAGE)
