@@ -13,6 +13,7 @@ from nextscale.plan.codec import from_json, to_json
 from nextscale.plan.errors import PlanError
 from nextscale.plan.types import (
     Cache,
+    Diffusion,
     Guidance,
     Layer,
     Model,
@@ -25,6 +26,7 @@ from nextscale.plan.types import (
     SubLayer,
     Tape,
     TapeWrite,
+    Text,
     Tokenizer,
 )
 
@@ -41,21 +43,27 @@ sub_layers = st.builds(SubLayer, names, st.none() | counts, st.none() | names)
 segments = st.builds(Segment, names, counts, counts, st.none() | names)
 writes = st.builds(TapeWrite, names, counts, counts, names)
 layers = st.builds(Layer, counts, tuples(sub_layers), tuples(segments), tuples(writes))
-samplings = st.builds(Sampling, counts, tuples(names), st.booleans())
+samplings = st.builds(Sampling, counts, tuples(names), st.booleans(), numbers)
 next_inputs = st.builds(NextInput, names, st.none() | grids, names, names, st.none() | counts)
 steps = st.builds(
-    Step, counts, counts, grids, counts, counts, tuples(layers), st.none() | samplings, next_inputs, names, names
+    Step,
+    *(counts, counts, grids, counts, counts, tuples(layers), st.none() | samplings, next_inputs, names, names),
+    diffusion=st.booleans(),
 )
+flags = dict.fromkeys(("qk_norm", "adaln", "shared_adaln", "gated_ffn", "level_mlp"), st.booleans())
 models = st.builds(
     Model,
     names,
     *[counts] * 8,
     sub_layers=tuples(names),
-    qk_norm=st.booleans(),
-    shared_adaln=st.booleans(),
-    context_tokens=counts,
+    rope=names,
+    rope_grid=st.none() | grids,
+    bits=counts,
+    text=st.none() | st.builds(Text, counts, counts, names, st.booleans()),
+    diffusion=st.none() | st.builds(Diffusion, counts, counts, counts),
+    **flags,
 )
-tokenizers = st.builds(Tokenizer, counts, tuples(counts), counts, counts, counts, counts, counts)
+tokenizers = st.builds(Tokenizer, counts, tuples(counts), *[counts] * 7, st.booleans(), st.booleans())
 guidances = st.builds(Guidance, tuples(names), tuples(tuples(tuples(numbers))), tuples(names))
 plans = st.builds(
     Plan,
@@ -121,7 +129,7 @@ def test_whole_numbers_are_floats_where_floats_belong() -> None:
             float("nan"),
             r"plan.guidance.weights\[0\]\[0\]\[1\] must be a finite number",
         ),
-        (["schema_version"], 2, "schema version 2, this Nextscale reads 1: export the bundle again"),
+        (["schema_version"], 1, "schema version 1, this Nextscale reads 2: export the bundle again"),
     ],
 )
 def test_what_is_wrong_is_named(place: list[Any], value: Any, message: str) -> None:

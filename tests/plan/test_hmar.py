@@ -48,7 +48,7 @@ def test_nothing_is_remembered_but_the_map() -> None:
     assert not plan.tapes
     assert all(not layer.past and not layer.writes for step in plan.steps for layer in step.layers)
     touched = {access.buffer.split(".")[0] for access in accesses(plan)}
-    assert touched == {"cond", "state", "noise", "tokens", "logits", "image"}
+    assert touched == {"labels", "cond", "state", "noise", "tokens", "logits", "image"}
 
 
 def test_mask_passes_run_conditional_rows_and_read_the_last_tokens(sound: Sound) -> None:

@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from nextscale.plan.chain import next_scale_plan
 from nextscale.plan.editing import computed_tokens, drop_unread
+from nextscale.plan.families.infinity import (
+    INFINITY_PATCH_TOKENIZER,
+    INFINITY_TOKENIZER,
+    infinity_model,
+    infinity_plan,
+)
 from nextscale.plan.limits import limits
 from nextscale.plan.methods import FastVAR
 from nextscale.plan.schedules import schedule
-from nextscale.plan.types import Layer, Model, Plan, Sampling, Segment, Step, TapeWrite, Tokenizer
+from nextscale.plan.types import Layer, Plan, Sampling, Segment, Step, TapeWrite
 
 Sound = Callable[[Plan], Plan]
 BUDGETS_2B = {8: (920, 632), 9: (1490, 594), 10: (2510, 526), 11: (4100, 420), 12: (6385, 465)}
@@ -22,9 +27,9 @@ DRAFTERS_8B = dict.fromkeys(range(8, 13), (0, 1, 2))
 
 
 def infinity(depth: int, width: int, heads: int, codes: int) -> Plan:
-    model = Model("infinity", depth, width, heads, 128, 4 * width, 2, codes, 0, ("sa", "ca", "ffn"), context_tokens=512)
-    tokenizer = Tokenizer(128, (1, 2, 4, 4, 4), 3, codes, 2, 16, phi=0)
-    return next_scale_plan("infinity", model, tokenizer, schedule("infinity-1m"), Sampling(0))
+    tokenizer = INFINITY_TOKENIZER if codes == 32 else INFINITY_PATCH_TOKENIZER
+    model = infinity_model(depth, width, heads, bits=codes)
+    return infinity_plan("infinity", model, tokenizer, schedule("infinity-1m"), Sampling(0))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from nextscale.plan.aliasing import buffer_bytes
 from nextscale.plan.buffers import buffers
-from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.families.infinity import INFINITY_TOKENIZER, infinity_model, infinity_plan
 from nextscale.plan.methods import FastVAR
 from nextscale.plan.schedules import schedule
-from nextscale.plan.types import Model, Plan, RowGather, Sampling, Tokenizer
+from nextscale.plan.types import Plan, RowGather, Sampling
 from nextscale.plan.validate import find_problems
 
 Sound = Callable[[Plan], Plan]
@@ -19,9 +19,9 @@ AFTER = {2: 6, 5: 4, 6: 2, 9: 1}  # clustering after steps 2 and 5, resampling a
 
 
 def infinity() -> Plan:
-    model = Model("infinity", 4, 512, 4, 128, 2048, 2, 32, 0, ("sa", "ca", "ffn"), context_tokens=512)
-    tokenizer = Tokenizer(128, (1, 2, 4, 4, 4), 3, 32, 2, 16, phi=0)
-    return next_scale_plan("infinity", model, tokenizer, schedule("infinity-1m"), Sampling(0))
+    return infinity_plan(
+        "infinity", infinity_model(4, 512, 4), INFINITY_TOKENIZER, schedule("infinity-1m"), Sampling(0)
+    )
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,18 @@ from dataclasses import replace
 from itertools import accumulate
 
 from nextscale.plan.buffers import accesses
-from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.families.infinity import INFINITY_TOKENIZER, infinity_model, infinity_plan
 from nextscale.plan.methods import FastVAR
 from nextscale.plan.schedules import schedule, squares, tokens
-from nextscale.plan.types import Guidance, Model, Plan, Sampling, Segment, Tape, TapeWrite, Tokenizer
+from nextscale.plan.types import Guidance, Plan, Sampling, Segment, Tape, TapeWrite
 
 Sound = Callable[[Plan], Plan]
 DEPTH = 4
 
 
-def infinity(scales: int = 13, guidance: Guidance | None = None) -> Plan:
+def infinity(scales: int = 13) -> Plan:
     grids = schedule("infinity-1m")[:scales]
-    model = Model("infinity", DEPTH, 512, 4, 128, 2048, 2, 32, 0, ("sa", "ca", "ffn"), context_tokens=512)
-    tokenizer = Tokenizer(128, (1, 2, 4, 4, 4), 3, 32, 2, 16, phi=0)
-    return next_scale_plan("infinity", model, tokenizer, grids, Sampling(0), guidance=guidance)
+    return infinity_plan("infinity", infinity_model(DEPTH, 512, 4), INFINITY_TOKENIZER, grids, Sampling(0))
 
 
 def lengths(plan: Plan) -> list[int]:
@@ -99,7 +97,10 @@ def test_gated_references_have_a_softmax_of_their_own(sound: Sound) -> None:
     """EchoGen: two tokens in the first step, 4096 content rows behind a gate in every layer, three guidance rows."""
     terms = ((0.0, 0.0, 1.0), (0.0, 1.0, -1.0), (1.0, -1.0, 0.0))  # l0 + gt (lt - l0) + gi (lti - lt)
     guidance = Guidance(("text_and_image", "text", "none"), (terms,) * 13, ("text_scale", "image_scale"))
-    plan = infinity(guidance=guidance)
+    plan = infinity()
+    plan = replace(
+        plan, guidance=guidance, steps=tuple(replace(step, guidance_rows=len(guidance.rows)) for step in plan.steps)
+    )
     steps = []
     for step in plan.steps:
         layers = []

@@ -1,15 +1,17 @@
 """The buffers of a deployment and who touches them when: from this come memory figures and the aliasing check.
 
 Graphs are numbered as the steps are: ``begin`` is -1 and ``decode`` comes after the last step. Names and turns are
-those of the graph signatures (``tape.var.k.07``, ``cache.attn.07``, ``state.map.1`` ...). A tape's unit is a row, which
-is contiguous; everything else is read and written whole.
+those of the graph signatures (``tape.var.k.07``, ``cache.attn.07``, ``cond.adaln.07``, ``state.map.1`` ...). A tape's
+unit is a row, which is contiguous; everything else is read and written whole.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nextscale.plan.conditioning import conditions, given
 from nextscale.plan.schedules import tokens
 from nextscale.plan.types import Layer, Model, Plan, Step
 
@@ -79,20 +81,21 @@ def _conditioning(plan: Plan) -> Iterator[Buffer]:
     """What ``begin`` makes once per picture and the steps of a weight set share."""
     for weight_set, model in plan.models:
         rows, name = _rows(plan, weight_set), f"cond.{_prefix(plan, weight_set)}"
-        first = plan.steps[0]
-        start_tokens = first.tokens_in if first.weight_set == weight_set else 1
-        yield Buffer(f"{name}sos", "conditioning", "float32", 1, rows * start_tokens * model.width)
-        yield Buffer(f"{name}head", "conditioning", "float32", 1, rows * 2 * model.width)
-        for i in range(model.depth):
-            yield Buffer(f"{name}adaln.{i:02d}", "conditioning", "float32", 1, rows * 6 * model.width)
-            if model.context_tokens:
-                items = rows * 2 * model.context_tokens * model.width
-                yield Buffer(f"{name}context.{i:02d}", "conditioning", "compute", 1, items)
+        for made in conditions(model):
+            yield Buffer(f"{name}{made.name}", "conditioning", made.dtype, 1, rows * math.prod(made.shape))
+
+
+def _given(plan: Plan) -> tuple[Buffer, ...]:
+    """What the caller hands to ``begin``, once for a picture: candidates and weight sets share it."""
+    inputs = {each.name: each for _, model in plan.models for each in given(model)}
+    return tuple(
+        Buffer(each.name, "inputs and outputs", each.dtype, 1, math.prod(each.shape)) for each in inputs.values()
+    )
 
 
 def _state(plan: Plan) -> Iterator[Buffer]:
     model, images = plan.models[0][1], _images(plan)
-    sums = images * model.code_channels * tokens(plan.final_grid)
+    sums = images * plan.tokenizer.code_channels * tokens(plan.code_grid)
     yield from (Buffer(f"state.code_sum.{turn}", "state", "float32", 1, sums) for turn in (0, 1))
     grids = [step.next_input.grid for step in plan.steps if step.next_input.grid]
     widest = max((tokens(grid) for grid in grids), default=1)
@@ -101,7 +104,7 @@ def _state(plan: Plan) -> Iterator[Buffer]:
     if hub:
         yield Buffer("state.maps", "state", "float32", hub, images * model.code_channels)
     if any(step.kind == "mask" for step in plan.steps):
-        drawn = images * max(step.tokens_out for step in plan.steps)
+        drawn = images * max(step.tokens_out for step in plan.steps) * math.prod(model.draws)
         yield from (Buffer(f"state.tokens.{turn}", "state", "int32", 1, drawn) for turn in (0, 1))
     if plan.gathers:
         largest = max((buffer.rows * buffer.row_items for buffer in _tapes(plan)), default=sums)
@@ -127,14 +130,22 @@ def _caches(plan: Plan) -> Iterator[Buffer]:
 
 
 def _io(plan: Plan) -> Iterator[Buffer]:
-    """Noise and forced tokens in, logits, tokens and the picture out; guidance and the like are a few bytes."""
+    """Labels or text, noise and forced tokens in; logits, tokens and the picture out.
+
+    Guidance and the like are a few bytes.
+    """
+    yield from _given(plan)
     model, images = plan.models[0][1], _images(plan)
-    most = max(step.tokens_out for step in plan.steps)
+    most = images * max(step.tokens_out for step in plan.steps)
     smooth = any(step.sampling and step.sampling.smooth for step in plan.steps)
     for name in ("noise", "noise.smooth", "logits") if smooth else ("noise", "logits"):
-        yield Buffer(name, "inputs and outputs", "float32", 1, images * most * model.vocabulary)
+        yield Buffer(name, "inputs and outputs", "float32", 1, most * model.head_outputs)
+    refined = images * max((step.tokens_out for step in plan.steps if step.diffusion), default=0)
+    if refined and model.diffusion:
+        uniforms = refined * model.diffusion.steps * model.code_channels
+        yield Buffer("noise.diffusion", "inputs and outputs", "float32", 1, uniforms)
     for name in ("tokens.forced", "tokens"):
-        yield Buffer(name, "inputs and outputs", "int32", 1, images * most)
+        yield Buffer(name, "inputs and outputs", "int32", 1, most * math.prod(model.draws))
     height, width = plan.image_size
     yield Buffer("image", "inputs and outputs", "float32", 1, images * 3 * height * width)
 
@@ -148,6 +159,15 @@ def accesses(plan: Plan) -> tuple[Access, ...]:
     walk.decode()
     order = {"source": 0, "read": 1, "append": 2, "replace": 2}
     return tuple(sorted(walk.found, key=lambda access: (access.graph, order[access.mode])))
+
+
+def _noises(step: Step) -> Iterator[str]:
+    """The uniforms that a sampling step reads."""
+    yield "noise"
+    if step.sampling and step.sampling.smooth:
+        yield "noise.smooth"
+    if step.diffusion:
+        yield "noise.diffusion"
 
 
 class _Walk:
@@ -166,6 +186,9 @@ class _Walk:
         self.found.append(Access(graph, buffer, mode, start, length))
 
     def begin(self) -> None:
+        for buffer in _given(self.plan):
+            self.add(BEGIN, buffer.name, "source")
+            self.add(BEGIN, buffer.name, "read")
         for buffer in _conditioning(self.plan):
             self.add(BEGIN, buffer.name, "replace")
         for tape in self.plan.tapes:
@@ -180,7 +203,7 @@ class _Walk:
         self._conditions(step, model)
         self._input(step)
         if step.sampling:
-            for name in ("noise", "tokens.forced", *(("noise.smooth",) if step.sampling.smooth else ())):
+            for name in ("tokens.forced", *_noises(step)):
                 self.add(graph, name, "source")
                 self.add(graph, name, "read")
             self.add(graph, "logits", "replace")
@@ -190,15 +213,10 @@ class _Walk:
         self._output(step)
 
     def _conditions(self, step: Step, model: Model) -> None:
-        name = f"cond.{_prefix(self.plan, step.weight_set)}"
-        first = next(s for s in self.plan.steps if s.weight_set == step.weight_set)
-        if step is first:
-            self.add(step.order, f"{name}sos", "read")
-        self.add(step.order, f"{name}head", "read")
-        for layer in step.layers:
-            self.add(step.order, f"{name}adaln.{layer.index:02d}", "read")
-            if model.context_tokens:
-                self.add(step.order, f"{name}context.{layer.index:02d}", "read")
+        first = step is next(s for s in self.plan.steps if s.weight_set == step.weight_set)
+        for made in conditions(model):
+            if made.read_by(step, first):
+                self.add(step.order, f"cond.{_prefix(self.plan, step.weight_set)}{made.name}", "read")
 
     def _input(self, step: Step) -> None:
         if step.order == 0:

@@ -6,11 +6,13 @@ count each weight, each past row and each product's input and output once: what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nextscale.plan.aliasing import buffer_bytes, item_bytes, lifetimes, pack
 from nextscale.plan.buffers import buffers
+from nextscale.plan.conditioning import conditions, given
 from nextscale.plan.devices import Device
 from nextscale.plan.editing import computed_tokens
 from nextscale.plan.errors import InputError
@@ -18,6 +20,7 @@ from nextscale.plan.schedules import tokens
 from nextscale.plan.sizes import (
     begin_parameters,
     decoder_parts,
+    diffusion_parameters,
     embedding_parameters,
     head_parameters,
     model_parameters,
@@ -93,7 +96,7 @@ def memory(plan: Plan, images: int = 1, precision: str = "fp16") -> dict[str, in
     """
     item = item_bytes("compute", precision)
     weights = sum(model_parameters(model, plan.schedule) for _, model in plan.models)
-    weights += tokenizer_parameters(plan.tokenizer, plan.final_grid)
+    weights += tokenizer_parameters(plan.tokenizer, plan.code_grid)
     used = lifetimes(plan)
     causes = {"weights": weights * item}
     for buffer in buffers(plan):
@@ -117,34 +120,48 @@ def scratch(plan: Plan, images: int, precision: str) -> int:
             attention = rows * m * 4 * model.width + joined
             hidden = 2 * rows * step.tokens_in * model.ffn_width
             busiest = max(busiest, stream + item * max(attention, hidden))
-        sampling = 4 * 4 * images * step.images * step.tokens_out * model.vocabulary
-        busiest = max(busiest, stream + sampling)
-    widest = max(part.items for part in decoder_parts(plan.tokenizer, plan.final_grid))
+        sampling = 4 * 4 * images * step.images * step.tokens_out * model.head_outputs
+        diffusion = 4 * 6 * rows * step.tokens_out * model.diffusion.width if step.diffusion and model.diffusion else 0
+        busiest = max(busiest, stream + max(sampling, diffusion))
+    widest = max(part.items for part in decoder_parts(plan.tokenizer, plan.code_grid))
     return max(busiest, images * widest * (2 * item + 4))  # a layer's input, its output and the norm in float32
 
 
 def _step_cost(plan: Plan, step: Step, images: int, precision: str) -> GraphCost:
     model, item, rows = plan.model(step.weight_set), item_bytes("compute", precision), step.rows * images
     pictures = step.images * images
-    flops = dict.fromkeys(("linear", "attention", "restore", "head", "codes"), 0.0)
+    flops = dict.fromkeys(("linear", "attention", "restore", "head", "diffusion", "codes"), 0.0)
     moved = dict.fromkeys(("weights", "tapes", "restore caches", "activations", "state and sampling"), 0.0)
     for layer in step.layers:
         for sub in layer.sub_layers:
             _add_sub_layer(plan, step, layer, sub, rows, item, flops, moved)
         for write in layer.writes:
             moved["tapes"] += 2 * item * rows * write.length * _tape_width(plan, write.tape, model)
-    flops["linear"] += 2 * pictures * step.tokens_in * model.code_channels * model.width
+    if step.order:  # the first step's tokens come from begin
+        flops["linear"] += 2 * pictures * step.tokens_in * model.code_channels * model.width
     moved["weights"] += item * embedding_parameters(model, (step.grid,))
     if step.sampling is not None:
-        flops["head"] += 2 * rows * step.tokens_out * model.width * model.vocabulary
+        outputs = model.head_outputs
+        flops["head"] += 2 * rows * step.tokens_out * model.width * outputs
         moved["weights"] += item * (head_parameters(model) + quantizer_parameters(plan.tokenizer))
-        moved["activations"] += 4 * rows * step.tokens_out * (model.width + model.vocabulary)
-        moved["state and sampling"] += (
-            4 * pictures * step.tokens_out * model.vocabulary * 4
-        )  # rows, logits, noise, draw
+        moved["activations"] += 4 * rows * step.tokens_out * (model.width + outputs)
+        moved["state and sampling"] += 4 * pictures * step.tokens_out * outputs * 4  # rows, logits, noise, draw
+    if step.diffusion:
+        flops["diffusion"] += rows * step.tokens_out * _diffusion_flops(model)
+        moved["weights"] += item * diffusion_parameters(model)
     flops["codes"] += pictures * _next_input_flops(plan, step)
-    moved["state and sampling"] += 4 * pictures * model.code_channels * (2 * tokens(plan.final_grid) + step.tokens_in)
+    sums = 2 * plan.tokenizer.code_channels * tokens(plan.code_grid)
+    moved["state and sampling"] += 4 * pictures * (sums + model.code_channels * step.tokens_in)
     return GraphCost(f"step_{step.order:02d}", flops, moved)
+
+
+def _diffusion_flops(model: Model) -> int:
+    """All denoising steps of one token: what it is conditioned by is embedded once."""
+    if model.diffusion is None:
+        return 0
+    w, z = model.diffusion.width, model.code_channels
+    once = 2 * model.width * w
+    return once + model.diffusion.steps * (2 * w * z + model.diffusion.depth * 10 * w * w + 4 * w * w + 4 * w * z)
 
 
 def _add_sub_layer(
@@ -164,12 +181,14 @@ def _add_sub_layer(
     moved["weights"] += item * parameters
     moved["activations"] += 2 * 4 * rows * n * c  # the residual stream, read and written
     if sub.name == "ffn":
-        flops["linear"] += 4 * rows * m * c * f
-        moved["activations"] += item * rows * m * 2 * (c + f)
+        hidden = 2 * f if model.gated_ffn else f
+        flops["linear"] += 2 * rows * m * c * (hidden + f)
+        moved["activations"] += item * rows * m * (2 * c + hidden + f)
     elif sub.name == "ca":
+        text = model.text.tokens if model.text else 0
         flops["linear"] += 4 * rows * m * c * c
-        flops["attention"] += 4 * rows * m * model.context_tokens * c
-        moved["activations"] += item * rows * (m * 6 * c + 2 * model.context_tokens * c)
+        flops["attention"] += 4 * rows * m * text * c
+        moved["activations"] += item * rows * (m * 6 * c + 2 * text * c)
     else:
         past = sum(segment.length * _tape_width(plan, segment.tape, model) for segment in layer.past)
         flops["linear"] += 8 * rows * m * c * c
@@ -191,14 +210,14 @@ def resize_flops(source: Grid, target: Grid) -> int:
 
 def _next_input_flops(plan: Plan, step: Step) -> int:
     """Codes to the code sum, through a residual convolution where there is one, and on to the next map; one picture."""
-    channels, final = plan.tokenizer.code_channels, plan.final_grid
+    channels, final = plan.tokenizer.code_channels, plan.code_grid
     if step.next_input.rule == "none":
         return 0
-    flops = channels * resize_flops(step.grid, final)
+    flops = channels * resize_flops(plan.latents(step.grid), final)
     if step.next_input.phi is not None:
         flops += 2 * 9 * channels * channels * tokens(final)
     if step.next_input.grid is not None:
-        flops += channels * resize_flops(final, step.next_input.grid)
+        flops += channels * resize_flops(final, plan.latents(step.next_input.grid))
     return flops
 
 
@@ -207,20 +226,34 @@ def _tape_width(plan: Plan, tape: str, model: Model) -> int:
 
 
 def _begin(plan: Plan, images: int, precision: str) -> GraphCost:
-    flops = moved = 0.0
+    item, flops = item_bytes("compute", precision), 0.0
+    moved = dict.fromkeys(("weights", "activations"), 0.0)
     for name, model in plan.models:
         rows = images * max((step.rows for step in plan.steps if step.weight_set == name), default=0)
-        projections = 1 if model.shared_adaln else model.depth
-        flops += 2 * rows * model.width * model.width * (6 * projections + 2)
-        flops += 8 * rows * model.context_tokens * model.width * model.width / 2 * model.depth
+        adaln = 0 if not model.adaln else 6 if model.shared_adaln else 6 * model.depth
+        flops += rows * (2 * model.width * model.width * (adaln + 2) + _text_flops(model))
         labels = model.classes * model.width  # of the class table only the rows asked for are read
-        moved += item_bytes("compute", precision) * (begin_parameters(model) - labels)
-        moved += 4 * rows * model.width * (6 * model.depth + 2)
-    return GraphCost("begin", {"linear": flops}, {"weights": moved})
+        moved["weights"] += item * (begin_parameters(model) - labels)
+        moved["activations"] += 4 * images * sum(math.prod(each.shape) for each in given(model))
+        for made in conditions(model):
+            moved["activations"] += rows * math.prod(made.shape) * item_bytes(made.dtype, precision)
+    return GraphCost("begin", {"linear": flops}, moved)
+
+
+def _text_flops(model: Model) -> int:
+    """One row's text: embedded as the first tokens, or pooled and made keys and values of every block, once."""
+    if model.text is None:
+        return 0
+    n, c, width = model.text.tokens, model.width, model.text.width
+    if model.text.use == "prefix":
+        return 2 * n * width * c
+    pooling = 2 * n * width * 2 * c + 4 * n * c + 2 * c * c
+    context = 2 * n * (width * c + c * c)
+    return pooling + context + model.depth * 2 * n * c * 2 * c
 
 
 def _decode(plan: Plan, images: int, precision: str) -> GraphCost:
-    item, parts = item_bytes("compute", precision), list(decoder_parts(plan.tokenizer, plan.final_grid))
+    item, parts = item_bytes("compute", precision), list(decoder_parts(plan.tokenizer, plan.code_grid))
     moved = {
         "weights": float(item * sum(part.parameters for part in parts)),
         "activations": float(2 * item * images * sum(part.items for part in parts)),

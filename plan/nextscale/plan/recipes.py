@@ -1,22 +1,76 @@
 """Recipes: named, versioned choices of model, schedule and methods with their parameters.
 
-A recipe's methods are said so that they fit other numbers too (scales and layers from the end), and :func:`plan_for`
-applies them to the numbers of a fine-tune: other classes, depth or schedule.
+What is published of each family stands in ``families/``; here are the choices, and which of them are ours. A recipe's
+methods are said by scale and layer, and :func:`plan_for` applies them to the numbers of a fine-tune, or to pictures of
+another aspect ratio.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from nextscale.plan.chain import next_scale_plan
-from nextscale.plan.errors import InputError
+from nextscale.plan.errors import InputError, PlanError
+from nextscale.plan.families.hart import (
+    HART_DEFAULTS,
+    HART_SAMPLING,
+    HART_TOKENIZER,
+    hart_model,
+    hart_plan,
+    hart_resized,
+)
+from nextscale.plan.families.infinity import (
+    INFINITY_8B_DEFAULTS,
+    INFINITY_DEFAULTS,
+    INFINITY_PATCH_TOKENIZER,
+    INFINITY_SAMPLING,
+    INFINITY_SIZES,
+    INFINITY_TOKENIZER,
+    infinity_model,
+    infinity_plan,
+    infinity_resized,
+)
+from nextscale.plan.families.var import VAR_DEFAULTS, VAR_SAMPLING, VAR_TOKENIZER, var_model, var_resized
 from nextscale.plan.methods import FastVAR
 from nextscale.plan.schedules import schedule, squares
 from nextscale.plan.types import Grid, Model, Plan, Sampling, Tokenizer
 from nextscale.plan.validate import validate
 
+__all__ = [
+    "RECIPES",
+    "VAR_DEFAULTS",
+    "VAR_SAMPLING",
+    "VAR_TOKENIZER",
+    "Chain",
+    "Method",
+    "Recipe",
+    "full_plan",
+    "plan_for",
+    "recipe",
+    "var_model",
+]
+
 Method = Callable[[Plan], Plan]
+# A family's model of another depth, width or number of heads; None follows from the others.
+Resized = Callable[[Model, int | None, int | None, int | None], Model]
+
+
+class Chain(Protocol):
+    """A family's plain chain: what runs before any method has changed it."""
+
+    def __call__(
+        self,
+        name: str,
+        model: Model,
+        tokenizer: Tokenizer,
+        schedule: tuple[Grid, ...],
+        sampling: Sampling,
+        *,
+        defaults: tuple[tuple[str, float], ...] = (),
+    ) -> Plan:
+        """The plan in full; raises :class:`PlanError` for numbers that cannot be run."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +89,8 @@ class Recipe:
     sampling: Sampling
     defaults: tuple[tuple[str, float], ...]
     methods: tuple[Method, ...] = ()
+    chain: Chain = next_scale_plan
+    resized: Resized = var_resized
 
 
 def plan_for(
@@ -48,7 +104,7 @@ def plan_for(
 
     Raises :class:`PlanError` where the recipe's methods or sampling do not fit them.
     """
-    plan = next_scale_plan(
+    plan = recipe.chain(
         recipe.name,
         model or recipe.model,
         tokenizer or recipe.tokenizer,
@@ -61,6 +117,21 @@ def plan_for(
     return validate(plan)
 
 
+def full_plan(plan: Plan) -> Plan:
+    """The plan of the same model in full: every scale, layer and token, by the chain of its family, as it samples now.
+
+    Raises :class:`PlanError` for a plan of several models, or one that does not sample at its first step.
+    """
+    first = plan.steps[0]
+    if len(plan.models) != 1 or first.sampling is None:
+        raise PlanError(f"plan {plan.name!r} is not of one model that samples at every step: it has no full form")
+    model = plan.model(first.weight_set)
+    chain = next((each.chain for each in RECIPES.values() if each.model.family == model.family), next_scale_plan)
+    full = chain(plan.name, model, plan.tokenizer, plan.schedule, first.sampling, defaults=plan.defaults)
+    steps = tuple(replace(step, guidance_rows=len(plan.guidance.rows)) for step in full.steps)
+    return validate(replace(full, guidance=plan.guidance, steps=steps))
+
+
 def recipe(name: str) -> Recipe:
     """The recipe of that name; raises :class:`InputError` with the known names."""
     if name not in RECIPES:
@@ -68,50 +139,18 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def var_model(
-    depth: int,
-    width: int | None = None,
-    heads: int | None = None,
-    classes: int = 1000,
-    vocabulary: int = 4096,
-    code_channels: int = 32,
-    ffn_ratio: float = 4.0,
-    shared_adaln: bool = False,
-    qk_norm: bool = True,
-) -> Model:
-    """A VAR's numbers by its builder's rule (fact sheet 1.1), width ``64 * depth`` and ``depth`` heads unless given."""
-    width, heads = width or 64 * depth, heads or depth
-    if width % heads:
-        raise InputError(f"a width of {width} cannot be shared by {heads} heads: it must be a multiple of their number")
-    return Model(
-        family="var",
-        depth=depth,
-        width=width,
-        heads=heads,
-        head_dim=width // heads,
-        ffn_width=round(ffn_ratio * width),
-        vocabulary=vocabulary,
-        code_channels=code_channels,
-        classes=classes,
-        qk_norm=qk_norm,
-        shared_adaln=shared_adaln,
+def _pruned(full: Recipe, method: Method, description: str, suffix: str = "fastvar") -> Recipe:
+    return replace(
+        full, name=f"{full.name}-{suffix}", description=f"{full.description}, {description}", methods=(method,)
     )
 
 
-# The tokenizer of `vae_ch160v4096z32.pth` (fact sheet 1.3).
-VAR_TOKENIZER = Tokenizer(160, (1, 1, 2, 2, 4), res_blocks=3, code_channels=32, vocabulary=4096, stride=16)
-
-# Upstream's demonstration settings (fact sheet 1.5); its figures for FID use guidance 1.5 and top-p 0.96.
-VAR_SAMPLING = Sampling(top_k=900)
-VAR_DEFAULTS = (("guidance_scale", 4.0), ("top_p", 0.95), ("temperature", 1.0))
-
-# Upstream publishes none for class-conditional VAR. Of what was tried on the demo model (docs/recipes.md), the most
-# pruning that costs it under one point of class accuracy.
-VAR_FASTVAR = FastVAR({-1: 0.5}, cache_scale=-2)
-PRUNED = "with FastVAR at the last scale; quality not validated on ImageNet"
+# VAR. Upstream publishes no pruning for it. Of what was tried on the demo model (docs/recipes.md), this is the most
+# that costs it under one point of class accuracy.
+_VAR_FASTVAR = FastVAR({-1: 0.5}, cache_scale=-2)
 
 
-def _published(depth: int, resolution: int) -> Recipe:
+def _var(depth: int, resolution: int) -> Recipe:
     return Recipe(
         name=f"var-d{depth}",
         version=1,
@@ -122,6 +161,12 @@ def _published(depth: int, resolution: int) -> Recipe:
         sampling=VAR_SAMPLING,
         defaults=VAR_DEFAULTS,
     )
+
+
+def _all_var() -> list[Recipe]:
+    full = [_var(depth, 512 if depth == 36 else 256) for depth in (16, 20, 24, 30, 36)]
+    said = "with FastVAR at the last scale; quality not validated on ImageNet"
+    return [each for one in full for each in (one, _pruned(one, _VAR_FASTVAR, said))]
 
 
 # The numbers that examples/train_demo.py trains; a checkpoint's own take their place.
@@ -137,16 +182,92 @@ _DEMO = Recipe(
 )
 
 
-def _pruned(full: Recipe, method: Method, description: str) -> Recipe:
-    return replace(
-        full, name=f"{full.name}-fastvar", description=f"{full.description}, {description}", methods=(method,)
+# Infinity. Upstream's FastVAR (fact sheet 4.2) restores from scale 8 and leaves the first three and the last four of
+# the 2B's 32 layers alone. Its code compares widths, here scales are told by their index: 9 is 32x32, 10 is 40x40.
+_CACHE_SCALE, _RATIOS = 8, {9: 0.4, 10: 0.5}
+_LAYERS = {"125m": (3, 11), "2b": (3, 27), "8b": (3, 35)}  # of 12: what the same code would prune; of 40: our choice
+_AS_RELEASED = {
+    "0.25m": ({9: 0.4}, ()),
+    "0.60m": (_RATIOS, (11,)),
+    "1m": (_RATIOS, (11, 12)),
+    "2k": ({**_RATIOS, 13: 0.85}, (11, 12)),  # the released settings, and ours for the scale that they do not know
+}
+# The paper's thirteen passes, of which the released code skips two. The ratios of scales 11 and 12 are our choice.
+_THIRTEEN = {**_RATIOS, 11: 0.65, 12: 0.75}
+_NOT_VALIDATED = "quality not validated"
+
+
+_SIZES = {"125m": ("0.25m", "1m"), "2b": ("0.06m", "0.25m", "0.60m", "1m", "2k"), "8b": ("0.25m", "1m")}
+
+
+def _infinity(size: str, pixels: str) -> Recipe:
+    patched, grids = size == "8b", schedule(f"infinity-{pixels}")
+    said = "no weights are published" if size == "125m" else "as published"
+    if size == "2b" and pixels != "1m":
+        said = "which upstream's code runs with the weights for 1024 px"
+    if pixels == "2k":
+        said = f"zero-shot, beyond what it was trained for; {_NOT_VALIDATED}"
+    return Recipe(
+        name=f"infinity-{size}-{pixels}",
+        version=1,
+        description=f"Infinity {size.upper()} at {16 * grids[-1][0]} px, {said}",
+        model=infinity_model(*INFINITY_SIZES["layer12" if size == "125m" else size], bits=56 if patched else 32),
+        tokenizer=INFINITY_PATCH_TOKENIZER if patched else INFINITY_TOKENIZER,
+        schedule=grids,
+        sampling=INFINITY_SAMPLING,
+        defaults=INFINITY_8B_DEFAULTS if patched else INFINITY_DEFAULTS,
+        chain=infinity_plan,
+        resized=infinity_resized,
     )
 
 
-_FULL = [_published(depth, 512 if depth == 36 else 256) for depth in (16, 20, 24, 30, 36)]
+def _all_infinity() -> list[Recipe]:
+    found = []
+    for size, pixels in [(size, each) for size, sizes in _SIZES.items() for each in sizes]:
+        full = _infinity(size, pixels)
+        found.append(full)
+        if pixels in _AS_RELEASED:
+            ratios, skip = _AS_RELEASED[pixels]
+            method = FastVAR(ratios, _CACHE_SCALE, layers=_LAYERS[size], skip=skip)
+            found.append(_pruned(full, method, _said(size, pixels)))
+        if pixels == "1m":
+            method = FastVAR(_THIRTEEN, _CACHE_SCALE, layers=_LAYERS[size])
+            said = f"with FastVAR in thirteen passes; ratios are our choice, {_NOT_VALIDATED}"
+            found.append(_pruned(full, method, said, "fastvar13"))
+    return found
+
+
+def _said(size: str, pixels: str) -> str:
+    if pixels == "2k":
+        return "with FastVAR as released, and our ratio at the last scale"
+    if size == "2b":
+        return "with FastVAR as released"
+    return f"with FastVAR's released ratios; layers are our choice, {_NOT_VALIDATED}"
+
+
+def _all_hart() -> list[Recipe]:
+    full = Recipe(
+        name="hart-1024",
+        version=1,
+        description="HART 0.7B at 1024 px, of 24 heads where no checkpoint says how many",
+        model=hart_model(),
+        tokenizer=HART_TOKENIZER,
+        schedule=schedule("hart-1024"),
+        sampling=HART_SAMPLING,
+        defaults=HART_DEFAULTS,
+        chain=hart_plan,
+        resized=hart_resized,
+    )
+    return [full, _pruned(full, FastVAR({12: 0.5, 13: 0.75}, cache_scale=11), "with FastVAR as released")]
+
 
 RECIPES: dict[str, Recipe] = {
-    entry.name: entry
-    for full, description in [*((full, PRUNED) for full in _FULL), (_DEMO, "with FastVAR at the last scale")]
-    for entry in (full, _pruned(full, VAR_FASTVAR, description))
+    each.name: each
+    for each in (
+        *_all_var(),
+        _DEMO,
+        _pruned(_DEMO, _VAR_FASTVAR, "with FastVAR at the last scale"),
+        *_all_infinity(),
+        *_all_hart(),
+    )
 }

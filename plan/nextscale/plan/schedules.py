@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nextscale.plan.errors import InputError
+from nextscale.plan.ratios import RATIOS, SCALES, infinity_schedule
 from nextscale.plan.types import Grid, Guidance
 
 
@@ -13,20 +14,31 @@ def squares(*sides: int) -> tuple[Grid, ...]:
     return tuple((side, side) for side in sides)
 
 
-# Published schedules (fact sheet 1.1, 2.2 and 3.1). HART at 1024 px has the numbers of `var-1024`.
+# Published schedules of square pictures (fact sheet 1.1, 2.2 and 3.1). HART has the numbers of a VAR at 1024 px.
 SCHEDULES: dict[str, tuple[Grid, ...]] = {
     "var-256": squares(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
     "var-512": squares(1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
     "var-1024": squares(1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
-    "infinity-1m": squares(1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64),
+    **{f"infinity-{pixels}": infinity_schedule(pixels) for pixels in SCALES},
 }
+SCHEDULES["hart-1024"] = SCHEDULES["var-1024"]
 
 
 def schedule(name: str) -> tuple[Grid, ...]:
-    """The schedule of that name, ``(h, w)`` per scale; raises :class:`InputError` for an unknown name."""
-    if name not in SCHEDULES:
-        raise InputError(f"schedule {name!r} is unknown; known are {', '.join(SCHEDULES)}")
-    return SCHEDULES[name]
+    """The schedule of that name, ``(h, w)`` per scale; raises :class:`InputError` for an unknown name.
+
+    An aspect ratio may stand behind the names of Infinity's: ``infinity-1m-0.75`` is three high and four wide.
+    """
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    square, _, ratio = name.rpartition("-")
+    known = {f"{each:g}": each for each in RATIOS}
+    if square.startswith("infinity-") and square in SCHEDULES and ratio in known:
+        return infinity_schedule(square.removeprefix("infinity-"), known[ratio])
+    raise InputError(
+        f"schedule {name!r} is unknown; known are {', '.join(SCHEDULES)}, and those of Infinity with an aspect ratio "
+        f"behind, as in infinity-1m-0.75: {', '.join(known)}"
+    )
 
 
 def tokens(grid: Grid) -> int:

@@ -20,24 +20,28 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def step_table(plan: Plan, device: Device, images: int = 1, precision: str = "fp16") -> Table:
-    """Every graph with its tokens, kept tokens, past rows, GFLOP, MB moved and roofline time; the last row adds up."""
+def step_table(plan: Plan, device: Device | None, images: int = 1, precision: str = "fp16") -> Table:
+    """Every graph with its tokens, kept tokens, past rows, GFLOP and MB moved; the last row adds up.
+
+    With a device also its roofline time.
+    """
     cost = plan_cost(plan, images, precision)
     steps = {f"step_{step.order:02d}": step for step in plan.steps}
     rows = []
     for graph in cost.graphs:
-        seconds = device.seconds(graph.total_flops, graph.total_bytes, precision)
+        seconds = device.seconds(graph.total_flops, graph.total_bytes, precision) if device else None
         rows.append(
             (graph.name, *_tokens(steps.get(graph.name)), *_cost(graph.total_flops, graph.total_bytes, seconds))
         )
-    totals = _cost(cost.total_flops, cost.total_bytes, cost.seconds(device))
+    totals = _cost(cost.total_flops, cost.total_bytes, cost.seconds(device) if device else None)
     tokens = f"{sum(step.tokens_in for step in plan.steps)}"
     rows.append(("all", "", "", tokens, "", "", *totals))
     pictures = "1 picture" if images == 1 else f"{images} pictures"
+    columns = ("graph", "scale", "grid", "tokens", "kept", "past rows", "GFLOP", "MB moved")
     return Table(
-        title=f"{plan.name}: {pictures}, {precision}, roofline of {device.name}",
-        columns=("graph", "scale", "grid", "tokens", "kept", "past rows", "GFLOP", "MB moved", "ms at least"),
-        numeric=(False, True, True, True, True, True, True, True, True),
+        title=f"{plan.name}: {pictures}, {precision}" + (f", roofline of {device.name}" if device else ""),
+        columns=(*columns, "ms at least") if device else columns,
+        numeric=(False, *(True for _ in columns[1:]), *((True,) if device else ())),
         rows=tuple(rows),
     )
 
@@ -84,5 +88,5 @@ def _tokens(step: Step | None) -> tuple[str, str, str, str, str]:
     return scale, grid, tokens, kept_text(step), span(layer.past_rows for layer in step.layers)
 
 
-def _cost(flops: float, moved: float, seconds: float) -> tuple[str, str, str]:
-    return figure(flops / 1e9), figure(moved / 1e6), figure(seconds * 1e3)
+def _cost(flops: float, moved: float, seconds: float | None) -> tuple[str, ...]:
+    return figure(flops / 1e9), figure(moved / 1e6), *(() if seconds is None else (figure(seconds * 1e3),))

@@ -11,52 +11,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nextscale.plan.errors import PlanError
+from nextscale.plan.models import Diffusion, Grid, Model, Text, Tokenizer
 
-SCHEMA_VERSION = 1
+__all__ = [
+    "Cache",
+    "Diffusion",
+    "Grid",
+    "Guidance",
+    "Layer",
+    "Model",
+    "NextInput",
+    "Plan",
+    "RowGather",
+    "SCHEMA_VERSION",
+    "Sampling",
+    "Segment",
+    "Step",
+    "SubLayer",
+    "Tape",
+    "TapeWrite",
+    "Text",
+    "Tokenizer",
+]
 
-Grid = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Model:
-    """The numbers of one weight set (a transformer) that a plan depends on.
-
-    ``sub_layers`` are the sub-layers of a block in their order, by the checkpoint's own names (``attn``, ``ffn``;
-    Infinity: ``sa``, ``ca``, ``ffn``). ``context_tokens`` is the length of a cross-attended text, 0 without one.
-    """
-
-    family: str
-    depth: int
-    width: int
-    heads: int
-    head_dim: int
-    ffn_width: int
-    vocabulary: int
-    code_channels: int
-    classes: int = 0
-    sub_layers: tuple[str, ...] = ("attn", "ffn")
-    qk_norm: bool = True
-    shared_adaln: bool = False
-    context_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The multi-scale VQVAE: what decoding costs and how large a picture is.
-
-    ``stride`` is pixels per latent token and axis; ``phi`` the number of partially shared residual convolutions;
-    ``norm_groups`` those of every group norm (a narrow tokenizer needs fewer than the published 32: with one channel a
-    group, no level of colour passes).
-    """
-
-    channels: int
-    multipliers: tuple[int, ...]
-    res_blocks: int
-    code_channels: int
-    vocabulary: int
-    stride: int
-    phi: int = 4
-    norm_groups: int = 32
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -167,12 +145,14 @@ class Sampling:
     """How tokens are drawn, in ``order``; ``top_k`` is fixed in the graph, 0 keeps all. The rest are graph inputs.
 
     ``order`` names ``top_p`` right after ``top_k``, or neither: the two are one filter.
-    ``smooth`` replaces the code lookup by VAR's ``more_smooth`` mixture (a second noise input).
+    ``smooth`` replaces the code lookup by VAR's ``more_smooth`` mixture (a second noise input); ``smooth_ratio`` is how
+    far along the schedule the step counts for it, which HART holds back at its last scale.
     """
 
     top_k: int
     order: tuple[str, ...] = ("guidance", "temperature", "top_k", "top_p")
     smooth: bool = False
+    smooth_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -195,7 +175,7 @@ class Step:
     """One forward pass of the chain. ``images`` is the number of candidates per picture (1 but for search methods).
 
     ``layers`` holds the layers that run, in order: a layer that is skipped is not there. ``tokens_out`` counts the
-    last tokens, those that the head reads.
+    last tokens, those that the head reads. ``diffusion``: the model's residual diffusion refines this step's codes.
     """
 
     order: int
@@ -210,6 +190,7 @@ class Step:
     weight_set: str = "var"
     guidance_rows: int = 2
     images: int = 1
+    diffusion: bool = False
 
     @property
     def rows(self) -> int:
@@ -274,9 +255,18 @@ class Plan:
         return self.schedule[-1]
 
     @property
+    def code_grid(self) -> Grid:
+        """The code sum's grid, in latents: ``patch`` of them for each token of the final grid, along each axis."""
+        return self.latents(self.final_grid)
+
+    def latents(self, grid: Grid) -> Grid:
+        """The latents that tokens of a grid stand for: ``patch`` along each axis."""
+        return grid[0] * self.tokenizer.patch, grid[1] * self.tokenizer.patch
+
+    @property
     def image_size(self) -> Grid:
         """Height and width of a picture, in pixels."""
-        return self.final_grid[0] * self.tokenizer.stride, self.final_grid[1] * self.tokenizer.stride
+        return self.code_grid[0] * self.tokenizer.stride, self.code_grid[1] * self.tokenizer.stride
 
     def tape_rows(self, tape_id: str) -> int:
         """Rows that a tape's buffer must hold: the furthest row that is pre-filled, written or read."""

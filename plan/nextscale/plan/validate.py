@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
+from nextscale.plan.agreement import disagreements
 from nextscale.plan.editing import computed_tokens, drop_unread
 from nextscale.plan.errors import PlanError
 from nextscale.plan.resize import RESIZES
 from nextscale.plan.schedules import tokens
-from nextscale.plan.types import Cache, Layer, Plan, Segment, Step, SubLayer, Tape, TapeWrite
+from nextscale.plan.types import Cache, Layer, Model, Plan, Sampling, Segment, Step, SubLayer, Tape, TapeWrite
 
 KINDS = ("next_scale", "prefill", "mask")
 RULES = ("code_sum", "last_codes", "none")
@@ -31,7 +32,7 @@ def validate(plan: Plan) -> Plan:
 
 def find_problems(plan: Plan) -> list[str]:
     """Everything that is wrong with a plan, each as a sentence that names its place; empty for a good one."""
-    problems = [*_names(plan), *_guidance(plan)]
+    problems = [*_names(plan), *_guidance(plan), *disagreements(plan)]
     if problems:
         return problems  # what follows would stumble over the same names
     for step in plan.steps:
@@ -78,14 +79,6 @@ def _guidance(plan: Plan) -> Iterator[str]:
     for scale, weights in enumerate(plan.guidance.weights):
         if len(weights) != len(plan.guidance.rows) or any(len(weight) != terms for weight in weights):
             yield f"guidance at scale {scale} needs {terms} numbers for each of {len(plan.guidance.rows)} rows"
-    for name, model in plan.models:
-        if (model.vocabulary, model.code_channels) != (plan.tokenizer.vocabulary, plan.tokenizer.code_channels):
-            yield (
-                f"model {name!r} predicts {model.vocabulary} codes of {model.code_channels} channels, the tokenizer "
-                f"has {plan.tokenizer.vocabulary} of {plan.tokenizer.code_channels}"
-            )
-        if model.heads * model.head_dim != model.width:
-            yield f"model {name!r}: {model.heads} heads of {model.head_dim} are not its width {model.width}"
     if not plan.steps:
         yield "it has no steps"
 
@@ -105,13 +98,18 @@ def _step(plan: Plan, step: Step) -> Iterator[str]:
         yield f"{step.tokens_in} tokens go in and {step.tokens_out} come out"
     if not 1 <= step.guidance_rows <= len(plan.guidance.rows) or step.images < 1:
         yield f"{step.guidance_rows} guidance rows of {step.images} candidates cannot run"
+    if (
+        model.text is not None
+        and model.text.use == "prefix"
+        and step.order == 0
+        and step.tokens_in != model.text.tokens
+    ):
+        yield f"{step.tokens_in} tokens go in, and the text that they are has {model.text.tokens}"
+    if step.diffusion and (model.diffusion is None or step.sampling is None):
+        lacks = "draws no codes" if step.sampling is None else "runs a model that has no residual diffusion"
+        yield f"its codes are to be refined, and it {lacks}"
     if step.sampling is not None:
-        if not 0 <= step.sampling.top_k <= model.vocabulary:
-            yield f"top_k is {step.sampling.top_k}, of a vocabulary of {model.vocabulary}; 0 keeps all"
-        if not set(step.sampling.order) <= set(STAGES) or len(set(step.sampling.order)) < len(step.sampling.order):
-            yield f"the sampling order {step.sampling.order} must name each of {', '.join(STAGES)} at most once"
-        if FILTERS & set(step.sampling.order) and ("top_k", "top_p") not in pairwise(step.sampling.order):
-            yield f"the sampling order {step.sampling.order} must name top_p right after top_k, or neither"
+        yield from _sampling(plan, model, step.sampling)
     if step.next_input.rule not in RULES:
         yield f"the next input's rule {step.next_input.rule!r} is none of {', '.join(RULES)}"
     for mode in sorted({step.next_input.up, step.next_input.down} - RESIZES.keys()):
@@ -124,6 +122,19 @@ def _step(plan: Plan, step: Step) -> Iterator[str]:
         return
     for layer in step.layers:
         yield from (f"layer {layer.index}: {problem}" for problem in _layer(plan, step, layer))
+
+
+def _sampling(plan: Plan, model: Model, sampling: Sampling) -> Iterator[str]:
+    if not 0 <= sampling.top_k <= model.vocabulary:
+        yield f"top_k is {sampling.top_k}, of a vocabulary of {model.vocabulary}; 0 keeps all"
+    if not set(sampling.order) <= set(STAGES) or len(set(sampling.order)) < len(sampling.order):
+        yield f"the sampling order {sampling.order} must name each of {', '.join(STAGES)} at most once"
+    if FILTERS & set(sampling.order) and ("top_k", "top_p") not in pairwise(sampling.order):
+        yield f"the sampling order {sampling.order} must name top_p right after top_k, or neither"
+    if sampling.smooth and not plan.tokenizer.codebook:
+        yield "codes are to be mixed, and the tokenizer has no codebook: smooth needs one"
+    if not 0 <= sampling.smooth_ratio <= 1:
+        yield f"smooth_ratio is {sampling.smooth_ratio}: how far along the schedule a step is, from 0 to 1"
 
 
 def _layer(plan: Plan, step: Step, layer: Layer) -> Iterator[str]:
