@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -67,9 +68,51 @@ def test_every_key_of_every_recipe_has_a_rule(name: str) -> None:
         ("vae:", draw.tokenizer_shapes(chosen.tokenizer, len(chosen.schedule)), draw.VAE_RULES),
     ]
     for prefix, shapes, rules in parts:
-        buffers = {k for k in shapes if k.endswith((*BUFFERS, "ema_vocab_hit_SV"))}
+        buffers = {k for k in shapes if k.endswith((*BUFFERS, "ema_vocab_hit_SV", "lfq.mask"))}
         for key in shapes.keys() - buffers:
             assert draw.draw(0, prefix + key, (2,), rules).isfinite().all()
+
+
+# Parameters in millions (the sheet's sections 2.1 and 3.1; HART's by its count of "about 0.73B").
+SIZES = {"infinity-125m-1m": 125.2, "infinity-2b-1m": 2204.6, "infinity-8b-1m": 8375.8, "hart-1024": 732.4}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_other_transformers_have_the_published_sizes(name: str) -> None:
+    chosen = recipe(name)
+    shapes = draw.transformer_shapes(chosen.model, chosen.schedule)
+    assert round(sum(t.numel() for k, t in shapes.items() if not k.endswith(BUFFERS)) / 1e6, 1) == SIZES[name]
+
+
+def test_infinity_has_the_published_keys() -> None:
+    """The table of the sheet's section 2.5."""
+    chosen = recipe("infinity-2b-1m")
+    shapes = {k: tuple(t.shape) for k, t in draw.transformer_shapes(chosen.model, chosen.schedule).items()}
+    block = "block_chunks.7.module.3"
+    assert shapes["cfg_uncond"] == (512, 2048)
+    assert shapes["text_proj_for_sos.ca.mat_q"] == (1, 16, 128)
+    assert shapes["lvl_embed.weight"] == (15, 2048)
+    assert shapes["shared_ada_lin.1.weight"] == (12288, 2048)
+    assert shapes[f"{block}.sa.scale_mul_1H11"] == (1, 16, 1, 1)
+    assert shapes[f"{block}.ca.mat_kv.weight"] == (4096, 2048)
+    zeros = {k for k in shapes if k.endswith("zero_k_bias")}
+    assert {"text_proj_for_sos.ca.zero_k_bias", f"{block}.sa.zero_k_bias", f"{block}.ca.zero_k_bias"} <= zeros
+    assert len(zeros) == 1 + 2 * 32
+    assert not {"lvl_1L", "attn_bias_for_masking"} & shapes.keys()
+    assert len([k for k in shapes if k.startswith("block_chunks.")]) == 32 * 21
+    pictures = draw.tokenizer_shapes(chosen.tokenizer, 13)
+    assert pictures["quantizer.lfq.mask"].shape == pictures["quantize.lfq.mask"].shape == (32,)
+    assert pictures["decoder.conv_out.conv.weight"].shape == (3, 128, 3, 3)
+
+
+def test_hart_keeps_the_text_in_training_s_buffers() -> None:
+    """The sheet's section 3.4: L + CT - 1 tokens."""
+    chosen = recipe("hart-1024")
+    shapes = draw.transformer_shapes(chosen.model, chosen.schedule)
+    assert shapes["attn_bias_for_masking"].shape == (1, 1, 9750, 9750)
+    levels = draw.levels_of(chosen.model, chosen.schedule)
+    assert levels is not None
+    assert levels.bincount().tolist() == [300, *(h * w for h, w in chosen.schedule[1:])]
 
 
 @pytest.mark.parametrize("form", draw.FORMATS)
@@ -168,3 +211,21 @@ def test_a_folder_that_is_a_file_and_an_unknown_format(tmp_path: Path) -> None:
         tiny.draw_tiny(tmp_path / "file")
     with pytest.raises(InputError, match="format 'ckpt' is unknown; known are pth, safetensors"):
         tiny.draw_tiny(tmp_path, form="ckpt")
+
+
+FAILING: dict[str, Exception] = {
+    "safetensors": OSError(errno.ENOSPC, "No space left on device"),
+    "pth": RuntimeError("PytorchStreamWriter failed writing file data/1: No space left on device"),
+}
+
+
+@pytest.mark.parametrize("form", FAILING)
+def test_a_disk_that_fails_is_a_sentence(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise FAILING[form]
+
+    monkeypatch.setattr(draw.safetensors_file, "write", fail)
+    monkeypatch.setattr(draw.torch, "save", fail)
+    with pytest.raises(EnvironmentProblem, match=f"^{tmp_path} cannot be written to \\(.*No space left on device\\)"):
+        tiny.draw_tiny(tmp_path, form=form)
+    assert not list(tmp_path.iterdir())

@@ -28,14 +28,43 @@ FILES = {"var_d16.safetensors": b"transformer", "vae_ch160v4096z32.pth": b"token
 @pytest.mark.parametrize("depth", [16, 20, 24, 30, 36])
 def test_the_published_names(depth: int) -> None:
     chosen = recipe(f"var-d{depth}-fastvar")
-    names = choose("FoundationVision/var", PUBLISHED, chosen.model, chosen.tokenizer)
+    names = choose("FoundationVision/var", PUBLISHED, chosen.model, chosen.tokenizer).files
     assert names == [f"var_d{depth}.pth", "vae_ch160v4096z32.pth"]
 
 
 def test_safetensors_and_folders_and_a_config() -> None:
     files = [*PUBLISHED, "fine/var_d16.safetensors", "fine/config.json", "config.json"]
-    names = choose("me/mine", files, D16.model, D16.tokenizer)
+    names = choose("me/mine", files, D16.model, D16.tokenizer).files
     assert names == ["fine/var_d16.safetensors", "vae_ch160v4096z32.pth", "fine/config.json"]
+
+
+INFINITY = [
+    *("infinity_2b_reg.pth", "infinity_vae_d32reg.pth", "infinity_vae_d32.pth", "infinity_vae_d56_f8_14_patchify.pth"),
+    *(f"infinity_8b_weights/model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+    *("infinity_8b_weights/model.safetensors.index.json", "infinity_8b_weights/config.json", "README.md"),
+]
+HART = [
+    *("llm/config.json", "llm/ema_model.bin", "llm/model.safetensors", "README.md"),
+    *("tokenizer/config.json", "tokenizer/pytorch_model.bin"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "model", "vae", "files"),
+    [
+        ("infinity-2b-1m", INFINITY, INFINITY[0], INFINITY[1], INFINITY[:2]),
+        ("infinity-8b-1m", INFINITY, "infinity_8b_weights", INFINITY[3], [INFINITY[7], *INFINITY[4:7], INFINITY[3]]),
+        ("hart-1024", HART, "llm", "tokenizer", [*HART[:2], *HART[4:]]),
+    ],
+)
+def test_folders_of_shards_and_averaged_weights(
+    name: str, there: list[str], model: str, vae: str, files: list[str]
+) -> None:
+    chosen = recipe(name)
+    found = choose("me/mine", there, chosen.model, chosen.tokenizer)
+    assert (found.model, found.vae, found.files) == (model, vae, files)
+    with pytest.raises(InputError, match="me/mine has no "):
+        choose("me/mine", ["README.md"], chosen.model, chosen.tokenizer)
 
 
 def test_a_file_that_is_missing_or_there_twice() -> None:

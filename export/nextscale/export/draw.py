@@ -12,26 +12,28 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nextscale.export.config import FILE_NAME, entries_of
+from nextscale.export import safetensors_file
+from nextscale.export.config import FILE_NAME
+from nextscale.export.families import tokenizer_model, transformer
 from nextscale.export.hidden import hidden_folder
-from nextscale.export.models.var import VAR
-from nextscale.export.models.vqvae import VQVAE
-from nextscale.export.published import published_stems
-from nextscale.export.state_dict import State
+from nextscale.export.lazy import Lazy
+from nextscale.export.published import Place, published_places
+from nextscale.export.readers.registry import READERS
+from nextscale.export.shards import write_folder
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.plan.types import Grid, Model, Tokenizer
 
 Progress = Callable[[str, int, int, str], None]
 FORMATS = ("pth", "safetensors")
+BLOCKS = re.compile(r"(blocks|block_chunks)\.")
 
 
 class Rule(NamedTuple):
@@ -47,11 +49,13 @@ class Rule(NamedTuple):
 VAR_RULES = (
     Rule(r"scale_mul_1H11$", math.log(4), 0.3),
     Rule(r"head_nm\.ada_lin\.1\.bias$", 0.0, 0.2),
-    Rule(r"ada_lin\.1\.bias$", 0.2, 0.1),  # gates that let a tenth to a third of every sub-layer through
+    Rule(r"(ada_lin|adaLN_modulation)\.1\.bias$", 0.2, 0.1),  # gates that let a tenth to a third of a sub-layer through
     Rule(r"ada_gss$", 0.0, 0.1),
-    Rule(r"ada_lin\.1\.weight$", 0.0, 0.5, fan_in=True),
+    Rule(r"(ada_lin|adaLN_modulation)\.1\.weight$", 0.0, 0.5, fan_in=True),
     Rule(r"class_emb\.weight$", 0.0, 0.5),
     Rule(r"var:(pos_start|pos_1LC|lvl_embed\.weight)$", 0.0, 0.3),
+    Rule(r"(norm|ln_wo_grad|in_ln)\.weight$", 1.0, 0.1),
+    Rule(r"(cfg_uncond|mat_q)$", 0.0, 1.0),  # in the place of a text, and the one query that pools it
     Rule(r"var:head\.weight$", 0.0, 2.5, fan_in=True),
     Rule(r"\.weight$", 0.0, 1.0, fan_in=True),
     Rule(r"bias$", 0.0, 0.1),
@@ -60,7 +64,7 @@ VAE_RULES = (
     Rule(r"norm\w*\.weight$", 1.0, 0.1),
     Rule(r"norm\w*\.bias$", 0.0, 0.1),
     Rule(r"quantize\.embedding\.weight$", 0.0, 0.7),
-    Rule(r"decoder\.conv_out\.weight$", 0.0, 0.75, fan_in=True),  # pixels mostly inside [-1, 1]
+    Rule(r"decoder\.conv_out\.(conv\.)?weight$", 0.0, 0.75, fan_in=True),  # pixels mostly inside [-1, 1]
     Rule(r"\.weight$", 0.0, 1.0, fan_in=True),
     Rule(r"bias$", 0.0, 0.02),
 )
@@ -74,75 +78,114 @@ def draw_checkpoint(
     seed: int = 0,
     form: str = "pth",
     progress: Progress = lambda stage, done, total, what: None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Path, Path]:
-    """Writes the transformer's and the tokenizer's file into ``folder``, under their published names; returns both.
+    """Writes the transformer and the tokenizer into ``folder``, under their published names; returns both paths.
 
-    What these do not tell is written into a ``config.json`` beside them. One file is in memory at a time, once.
-    ``progress(stage, done, total, what)`` counts bytes. Raises :class:`InputError` when a file is already there,
+    What these do not tell is written into a ``config.json`` beside them. ``form`` is that of files; what upstream
+    publishes as a folder is a folder of safetensors shards, whatever it says. ``dtype`` is that of the transformer's
+    blocks, all else is float32. Of safetensors one tensor is in memory at a time, of ``.pth`` one file.
+    ``progress(stage, done, total, what)`` counts bytes. Raises :class:`InputError` when something is already there,
     :class:`EnvironmentProblem` when the disk is too small; nothing is left behind then.
     """
     if form not in FORMATS:
         raise InputError(f"format {form!r} is unknown; known are {', '.join(FORMATS)}")
     folder = Path(folder)
-    var, vae = (folder / f"{stem}.{form}" for stem in published_stems(model, tokenizer))
+    places = published_places(model, tokenizer)
+    var, vae = (folder / (place.stem if place.folder else f"{place.stem}.{form}") for place in places)
     config = folder / FILE_NAME  # one that is there would be read for the new files
     for path in (var, vae, config):
         if path.exists():
             raise InputError(f"{path} is already there: take another folder, or remove it first")
     parts = (
-        (var, transformer_shapes(model, schedule), "var:", VAR_RULES),
-        (vae, tokenizer_shapes(tokenizer, len(schedule)), "vae:", VAE_RULES),
+        drawn(transformer_shapes(model, schedule), "var:", VAR_RULES, seed, levels_of(model, schedule), dtype),
+        drawn(tokenizer_shapes(tokenizer, len(schedule)), "vae:", VAE_RULES, seed),
     )
-    _make_room(folder, sum(t.nbytes for _, shapes, _, _ in parts for t in shapes.values()))
+    _make_room(folder, sum(t.nbytes for tensors in parts for t in tensors.values()))
+    entries = READERS[model.family].entries_of(model, tokenizer, schedule)
     with hidden_folder(folder, "draw", f"another process is drawing into {folder}: wait for it") as hidden:
-        for path, shapes, prefix, rules in parts:
-            state = training_buffers(shapes, schedule)
-            total = sum(t.nbytes for t in shapes.values())
-            done = sum(t.nbytes for t in state.values())
-            for key in [k for k in shapes if k not in state]:
-                progress("draw", done, total, path.name)
-                state[key] = draw(seed, prefix + key, tuple(shapes[key].shape), rules)
-                done += state[key].nbytes
-            progress("write", 0, 1, path.name)
-            _write({key: state.pop(key) for key in shapes}, hidden / path.name)
-        entries = entries_of(model, tokenizer, schedule)
+        for path, place, tensors in zip((var, vae), places, parts, strict=True):
+            _write(_counted(tensors, progress, path.name), place, hidden / path.name, progress)
         if entries:
-            _write(entries, hidden / config.name)
-        for path in (config, var, vae) if entries else (var, vae):
-            (hidden / path.name).rename(path)
+            inside = hidden / var.name if places[0].folder else hidden
+            with _reported(folder):
+                (inside / FILE_NAME).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+        for path in (config, var, vae):
+            if (hidden / path.name).exists():
+                (hidden / path.name).rename(path)
     return var, vae
 
 
-def transformer_shapes(model: Model, schedule: tuple[Grid, ...]) -> State:
+def transformer_shapes(model: Model, schedule: tuple[Grid, ...]) -> dict[str, Tensor]:
     """Every key of a published transformer file, training's buffers included, as tensors on the meta device."""
-    length = sum(h * w for h, w in schedule)
+    levels = levels_of(model, schedule)
     with torch.device("meta"):
-        shapes = VAR(model, schedule).state_dict()
-        shapes["lvl_1L"] = torch.empty(1, length, dtype=torch.int64)
-        shapes["attn_bias_for_masking"] = torch.empty(1, 1, length, length)
-        for layer in range(model.depth):
-            shapes[f"blocks.{layer}.attn.zero_k_bias"] = torch.empty(model.width)
+        shapes = dict(transformer(model, schedule).state_dict())
+        if levels is not None:
+            shapes["lvl_1L"] = torch.empty(1, len(levels), dtype=torch.int64)
+            shapes["attn_bias_for_masking"] = torch.empty(1, 1, len(levels), len(levels))
+        for key in [key for key in shapes if key.endswith(".v_bias")]:
+            shapes[key.removesuffix("v_bias") + "zero_k_bias"] = torch.empty(shapes[key].shape)
     return shapes
 
 
-def tokenizer_shapes(tokenizer: Tokenizer, scales: int) -> State:
+def tokenizer_shapes(tokenizer: Tokenizer, scales: int) -> dict[str, Tensor]:
     """Every key of a published tokenizer file, encoder included, as tensors on the meta device."""
     with torch.device("meta"):
-        return dict(VQVAE(tokenizer, scales).state_dict())
+        shapes = dict(tokenizer_model(tokenizer, scales).state_dict())
+        if not tokenizer.codebook:
+            for name in ("quantizer", "quantize"):
+                shapes[f"{name}.lfq.mask"] = torch.empty(tokenizer.code_channels, dtype=torch.int64)
+    return shapes
 
 
-def training_buffers(shapes: State, schedule: tuple[Grid, ...]) -> State:
-    """What training keeps in the files and inference has no use for: levels, block-causal mask, zeros."""
-    levels = torch.arange(len(schedule)).repeat_interleave(torch.tensor([h * w for h, w in schedule]))
-    state: State = {}
-    for key, shape in shapes.items():
-        if key == "lvl_1L":
-            state[key] = levels[None]
-        elif key == "attn_bias_for_masking":
-            state[key] = torch.where(levels[:, None] >= levels[None, :], 0.0, -math.inf)[None, None]
-        elif key.endswith(("zero_k_bias", "ema_vocab_hit_SV")):
-            state[key] = torch.zeros(shape.shape)
-    return state
+def levels_of(model: Model, schedule: tuple[Grid, ...]) -> Tensor | None:
+    """The scale of each token (L,) that training keeps in the file; None for a model whose blocks attend to a text."""
+    lengths = [h * w for h, w in schedule]
+    if model.text is not None:
+        if model.text.use != "prefix":
+            return None
+        lengths[0] = model.text.tokens
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+
+
+def drawn(
+    shapes: Mapping[str, Tensor],
+    prefix: str,
+    rules: tuple[Rule, ...],
+    seed: int,
+    levels: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Lazy]:
+    """The tensors of a file by their shapes, none of them drawn yet; floats of blocks in ``dtype``."""
+
+    def tensor(key: str, shape: Tensor) -> Lazy:
+        kind = dtype if BLOCKS.match(key) and shape.is_floating_point() else shape.dtype
+
+        def make() -> Tensor:
+            buffer = training_buffer(key, shape, levels)
+            values = draw(seed, prefix + key, tuple(shape.shape), rules) if buffer is None else buffer
+            return values.to(kind)
+
+        return Lazy(shape.shape, kind, make)
+
+    return {key: tensor(key, shape) for key, shape in shapes.items()}
+
+
+def training_buffer(key: str, shape: Tensor, levels: Tensor | None) -> Tensor | None:
+    """What training keeps in the files and inference has no use for: levels, block-causal mask, powers of two, zeros.
+
+    None for a weight.
+    """
+    if key == "lvl_1L" and levels is not None:
+        return levels[None]
+    if key == "attn_bias_for_masking" and levels is not None:
+        return torch.where(levels[:, None] >= levels[None, :], 0.0, -math.inf)[None, None]
+    if key.endswith("lfq.mask"):
+        return 2 ** torch.arange(len(shape) - 1, -1, -1)
+    if key.endswith(("zero_k_bias", "ema_vocab_hit_SV")):
+        return torch.zeros(shape.shape)
+    return None
 
 
 def draw(seed: int, name: str, shape: tuple[int, ...], rules: tuple[Rule, ...]) -> Tensor:
@@ -166,17 +209,43 @@ def _make_room(folder: Path, size: int) -> None:
         )
 
 
-def _write(content: dict[str, Any], path: Path) -> None:
-    try:
-        if path.suffix == ".json":
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        elif path.suffix == ".pth":
-            torch.save(content, path)
+def _counted(tensors: Mapping[str, Lazy], progress: Progress, what: str) -> dict[str, Lazy]:
+    """The same tensors, which tell how many bytes were drawn before each."""
+    total, done = sum(t.nbytes for t in tensors.values()), 0
+
+    def counting(tensor: Lazy) -> Lazy:
+        def make() -> Tensor:
+            nonlocal done
+            progress("draw", done, total, what)
+            done += tensor.nbytes
+            return tensor.read()
+
+        return Lazy(tensor.shape, tensor.dtype, make)
+
+    return {key: counting(tensor) for key, tensor in tensors.items()}
+
+
+def _write(tensors: Mapping[str, Lazy], place: Place, path: Path, progress: Progress) -> None:
+    """A file or a folder as upstream lays it out."""
+    tensors = {place.prefix + key: tensor for key, tensor in tensors.items()}
+    state = {key: tensor.read() for key, tensor in tensors.items()} if path.suffix == ".pth" else None
+    with _reported(path.parent.parent):
+        if place.folder:
+            write_folder(path, tensors)
+        elif state is None:
+            safetensors_file.write(path, tensors)
         else:
-            save_file(content, path)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError, SafetensorError) as error:
+            progress("write", 0, 1, path.name)
+            torch.save({place.within: state} if place.within else state, path)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def _reported(place: Path) -> Iterator[None]:
+    """A disk that fails in one sentence; PyTorch's own writer raises a RuntimeError for it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        place = path.parent.parent
         raise EnvironmentProblem(f"{place} cannot be written to ({reason}): nothing was kept") from error

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nextscale.export.published import SUFFIXES, published_stems
+from nextscale.export.published import SUFFIXES, published_places, published_stems
+from nextscale.export.shards import AVERAGED, INDEXES
+from nextscale.export.shards import SUFFIXES as FOLDER_SUFFIXES
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.plan.types import Model, Tokenizer
 
@@ -27,7 +29,7 @@ class Fetched:
 def fetch(
     repo: str, revision: str | None, model: Model, tokenizer: Tokenizer, folder: Path, bars: bool = False
 ) -> Fetched:
-    """Downloads the two files of that model from ``repo`` at ``revision`` (None: its main branch) into ``folder``.
+    """Downloads that model and its tokenizer from ``repo`` at ``revision`` (None: its main branch) into ``folder``.
 
     A file that is there already and unchanged is not fetched again. ``bars`` lets the hub's client draw its own
     progress on stderr. Raises :class:`InputError` for a repository, revision or file that does not exist,
@@ -45,23 +47,52 @@ def fetch(
     try:
         info = HfApi().model_info(repo, revision=revision)
         listed = [entry.rfilename for entry in info.siblings or ()]
-        names = choose(repo, listed, model, tokenizer)
+        chosen = choose(repo, listed, model, tokenizer)
         commit = info.sha or revision
-        for name in names:
+        for name in chosen.files:
             hf_hub_download(repo, name, revision=commit, local_dir=folder)
     except hub_errors as error:
         raise _sentence(error, repo, revision, published_stems(model, tokenizer), folder) from error
-    return Fetched(folder / names[0], folder / names[1], repo, str(commit))
+    return Fetched(folder / chosen.model, folder / chosen.vae, repo, str(commit))
 
 
-def choose(repo: str, files: Sequence[str], model: Model, tokenizer: Tokenizer) -> list[str]:
-    """Which of a repository's files make the checkpoint: transformer, tokenizer, and a config beside the transformer.
+@dataclass(frozen=True)
+class Chosen:
+    """What of a repository makes the checkpoint: where its two parts are, and all files to fetch."""
 
-    Safetensors are preferred to ``.pth``. Raises :class:`InputError` where a part is missing or is there twice.
+    model: str
+    vae: str
+    files: list[str]
+
+
+def choose(repo: str, files: Sequence[str], model: Model, tokenizer: Tokenizer) -> Chosen:
+    """Transformer, tokenizer, and a config beside the transformer or in its folder.
+
+    Safetensors are preferred to other files. Raises :class:`InputError` where a part is missing or is there twice.
     """
-    chosen = [_one(repo, files, stem) for stem in published_stems(model, tokenizer)]
-    config = str(PurePosixPath(chosen[0]).with_name(CONFIG))
-    return [*chosen, config] if config in files else chosen
+    places = published_places(model, tokenizer)
+    parts = [_folder(repo, files, p.stem) if p.folder else [_one(repo, files, p.stem)] for p in places]
+    roots = [str(PurePosixPath(part[0]).parent) if p.folder else part[0] for p, part in zip(places, parts, strict=True)]
+    config = str(PurePosixPath(parts[0][0]).with_name(CONFIG))
+    beside = [config] if config in files and config not in parts[0] else []
+    return Chosen(roots[0], roots[1], [*parts[0], *parts[1], *beside])
+
+
+def _folder(repo: str, files: Sequence[str], stem: str) -> list[str]:
+    """The weights of a folder of that name, with their index and config; averaged ones where they are there."""
+    inside = [PurePosixPath(name) for name in files if PurePosixPath(name).parent.name == stem]
+    if averaged := [path for path in inside if path.name == AVERAGED]:
+        weights = averaged
+    else:
+        kinds = ([p for p in inside if p.suffix == suffix] for suffix in FOLDER_SUFFIXES)
+        weights = next(filter(None, kinds), [])
+    if not weights:
+        raise InputError(
+            f"{repo} has no folder {stem}/ with weights, which the recipe asks for: give another recipe, or the files "
+            "with --model and --vae"
+        )
+    beside = [path for path in inside if path.name == CONFIG or path.name in INDEXES]
+    return [str(path) for path in sorted({*weights, *beside})]
 
 
 def _one(repo: str, files: Sequence[str], stem: str) -> str:

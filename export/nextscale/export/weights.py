@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 from onnx import TensorProto
-from safetensors.torch import save_file
-from torch import Tensor
 
+from nextscale.export import safetensors_file
+from nextscale.export.lazy import Entry
 from nextscale.export.names import rule_of, sources_of
+from nextscale.export.safetensors_file import header_of
 from nextscale.runtime.manifest import WEIGHTS_FILE, Weight
 
 ONNX_DTYPES = {
@@ -23,15 +22,15 @@ ONNX_DTYPES = {
 }
 
 
-def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, onnx.TensorProto]:
+def write_weights(tensors: Mapping[str, Entry], folder: Path) -> dict[str, onnx.TensorProto]:
     """Writes ``weights.safetensors``; returns every tensor as an external initializer of that name.
 
-    The order in the file follows names, shapes and dtypes alone, so two checkpoints of one architecture get the same
-    layout, and the graphs of one serve the other.
+    Lazy tensors are made one at a time, while they are written. The order in the file follows names, shapes and dtypes
+    alone, so two checkpoints of one architecture get the same layout, and the graphs of one serve the other.
     """
     path = folder / WEIGHTS_FILE
-    save_file({name: tensors[name] for name in sorted(tensors)}, path)
-    path.chmod(0o644)  # the library makes it private to its writer; a service runs as another user
+    safetensors_file.write(path, tensors)
+    path.chmod(0o644)  # whatever its writer's habits: a service runs as another user
     length, header = header_of(path)
     references = {}
     for name, tensor in tensors.items():
@@ -48,15 +47,7 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, onnx
     return references
 
 
-def header_of(path: Path) -> tuple[int, dict[str, Any]]:
-    """Length in bytes and content of a safetensors file's header: dtype, shape and offsets of every tensor."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-    return length, header
-
-
-def weight_table(tensors: Mapping[str, Tensor]) -> dict[str, Weight]:
+def weight_table(tensors: Mapping[str, Entry]) -> dict[str, Weight]:
     """The manifest's account of every weight: dtype, shape, and for a derived one its rule and the keys behind it."""
     return {
         name: Weight(WEIGHTS_FILE, ONNX_DTYPES[t.dtype][0], tuple(t.shape), rule_of(name), sources_of(name))
