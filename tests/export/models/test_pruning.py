@@ -72,20 +72,24 @@ def test_kept_tokens_are_the_top_scores_in_raster_order(case: Drawn) -> None:
 @given(drawn())
 def test_restored_is_the_pooled_cache_with_fresh_tokens_over_it(case: Drawn) -> None:
     x, cache, weight = case.values()
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor | None]] = []
 
-    def compute(tokens: Tensor) -> Tensor:
-        seen.append(tokens)
+    def compute(tokens: Tensor, places: Tensor | None) -> Tensor:
+        seen.append((tokens, places))
         return torch.tanh(tokens @ weight)
 
     sub = SubLayer("ffn", kept=case.kept, cache="c")
     found, written = run_sub_layer(x, sub, compute, case.grid, Resize(), cache, case.cache_grid)
-    index = kept_index(x, case.kept).unsqueeze(-1).expand(-1, -1, case.width)
+    places = kept_index(x, case.kept)
+    index = places.unsqueeze(-1).expand(-1, -1, case.width)
     pooled = F.adaptive_avg_pool2d(cache.transpose(1, 2).unflatten(2, case.cache_grid), case.grid)
     restored = pooled.flatten(2).transpose(1, 2).scatter(1, index, torch.tanh(x.gather(1, index) @ weight))
     torch.testing.assert_close(found, x + restored, rtol=1e-5, atol=1e-5)
     assert written is None
-    assert [tuple(tokens.shape) for tokens in seen] == [(case.rows, case.kept, case.width)]
+    ((tokens, told),) = seen  # once, for the kept tokens, with their places
+    assert torch.equal(tokens, x.gather(1, index))
+    assert told is not None
+    assert torch.equal(told, places)
 
 
 @settings(deadline=None, max_examples=30)
@@ -93,7 +97,8 @@ def test_restored_is_the_pooled_cache_with_fresh_tokens_over_it(case: Drawn) -> 
 def test_keeping_every_token_is_the_full_sub_layer(case: Drawn) -> None:
     x, cache, weight = case.values()
 
-    def compute(tokens: Tensor) -> Tensor:
+    def compute(tokens: Tensor, places: Tensor | None) -> Tensor:
+        assert (places is None) == (tokens is x)
         return torch.tanh(tokens @ weight)
 
     everything = SubLayer("ffn", _tokens(case.grid), "c")
@@ -108,7 +113,8 @@ def test_only_a_sub_layer_that_names_a_cache_leaves_one() -> None:
     x = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     for cache, left in ((None, False), ("c", True)):
         sub = SubLayer("attn", None, cache)
-        assert (run_sub_layer(x, sub, torch.tanh, (2, 3), Resize(), None, None)[1] is not None) == left
+        found = run_sub_layer(x, sub, lambda tokens, _: tokens.tanh(), (2, 3), Resize(), None, None)
+        assert (found[1] is not None) == left
 
 
 def test_scores_are_squared_distances_to_the_row_s_mean() -> None:
@@ -155,5 +161,5 @@ def test_area_enlarges_as_the_sheet_says() -> None:
     x = torch.zeros(1, 32, 1)
     x[0, 31] = 1e6  # the one token that is kept
     sub = SubLayer("ffn", 1, "c")
-    found, _ = run_sub_layer(x, sub, torch.zeros_like, (1, 32), Resize(), ramp, (1, 24))
+    found, _ = run_sub_layer(x, sub, lambda tokens, _: tokens * 0, (1, 32), Resize(), ramp, (1, 24))
     assert found[0, :8, 0].tolist() == [0.0, 0.5, 1.5, 2.0, 3.0, 3.5, 4.5, 5.0]

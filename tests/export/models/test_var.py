@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextscale.export.eager import Eager, EagerStep, Request, State
+from nextscale.export.models.attention import SelfAttention
 from nextscale.export.models.step import Draw
-from nextscale.export.models.var import VAR, SelfAttention
+from nextscale.export.models.var import VAR
 from nextscale.plan.types import Grid, Model
 
 VARIANTS = {
@@ -26,7 +27,7 @@ VARIANTS = {
 
 
 def run(eager: Eager, **request: object) -> list[EagerStep]:
-    return list(eager.stream(Request(**{"labels": [1, 4], "guidance_scale": 2.0, "top_p": 0.9, **request})))  # type: ignore[arg-type]
+    return list(eager.stream(Request(**{"subjects": [1, 4], "guidance_scale": 2.0, "top_p": 0.9, **request})))  # type: ignore[arg-type]
 
 
 def tokens(steps: list[EagerStep]) -> dict[int, Tensor]:
@@ -116,7 +117,7 @@ def test_folding_changes_nothing(model: Model) -> None:
     assert torch.equal(logits(before), logits(after))
     assert set(eager.var.state_dict()) == state
     names = {name.rpartition(".")[2] for name, _ in eager.var.named_buffers()}
-    assert {"qkv_bias", "lvl_pos_00", "lvl_pos_03"} <= names
+    assert {"qkv_bias", "start_pos", "lvl_pos_03"} <= names
     assert ("q_scale" in names) == model.qk_norm
 
 
@@ -132,7 +133,7 @@ def test_folded_tensors_stand_in_for_their_parameters() -> None:
 
 def one_picture(eager: Eager, request: Request, picture: int) -> list[EagerStep]:
     """The run of one picture of a call by itself, with its own noise."""
-    cond = eager.var.begin(torch.tensor([request.labels[picture]]), 2)
+    cond = eager.begin({name: given[picture : picture + 1] for name, given in eager.given(request).items()})
     state, steps = State(), []
     for step in eager.plan.steps:
         drawn = (None if t is None else t[picture : picture + 1] for t in eager.draw(step, request))
@@ -176,18 +177,19 @@ def test_guidance_is_nothing_at_scale_0_and_grows() -> None:
 def test_guidance_does_nothing_for_the_null_class() -> None:
     """Both rows are then the same, and (1 + t) - t is 1."""
     eager = drawn_eager(full_plan())
-    free = run(eager, labels=[MODEL.classes], guidance_scale=0.0)
-    strong = run(eager, labels=[MODEL.classes], guidance_scale=4.0, tokens=tokens(free))
+    free = run(eager, subjects=[MODEL.classes], guidance_scale=0.0)
+    strong = run(eager, subjects=[MODEL.classes], guidance_scale=4.0, tokens=tokens(free))
     torch.testing.assert_close(logits(free), logits(strong), rtol=1e-4, atol=1e-4)
 
 
 def test_the_null_class_is_the_second_row() -> None:
     var = drawn_var()
-    rows = var.begin(torch.tensor([0, 3]), 2)
-    null = var.begin(torch.tensor([MODEL.classes]), 1)
-    assert rows.sos.shape == (4, 64)
-    assert torch.equal(rows.sos[:2], var.class_emb.weight[[0, 3]])
-    for both, one in zip((rows.sos, *rows.adaln, rows.head), (null.sos, *null.adaln, null.head), strict=True):
+    rows = var.begin({"labels": torch.tensor([0, 3])}, 2)
+    null = var.begin({"labels": torch.tensor([MODEL.classes])}, 1)
+    assert rows["sos"].shape == (4, 64)
+    assert torch.equal(rows["sos"][:2], var.class_emb.weight[[0, 3]])
+    assert list(rows) == list(null) == ["sos", "adaln.00", "adaln.01", "head"]
+    for both, one in zip(rows.values(), null.values(), strict=True):
         torch.testing.assert_close(both[2:], one.expand_as(both[2:]))
 
 
@@ -195,19 +197,19 @@ def test_the_null_class_is_the_second_row() -> None:
 def test_conditioning_is_a_linear_of_the_silu_of_the_class(name: str) -> None:
     var = drawn_var(VARIANTS[name])
     state: dict[str, Tensor] = dict(var.state_dict())
-    rows = var.begin(torch.tensor([3]), 1)
+    rows = var.begin({"labels": torch.tensor([3])}, 1)
     silu = F.silu(state["class_emb.weight"][3])
 
     def lin(key: str) -> Tensor:
         return F.linear(silu, state[f"{key}.1.weight"], state[f"{key}.1.bias"]).reshape(1, -1, 64)
 
-    for layer, adaln in enumerate(rows.adaln):
+    for layer in range(MODEL.depth):
         if name == "shared adaLN":
             wanted = lin("shared_ada_lin") + state[f"blocks.{layer}.ada_gss"][0]
         else:
             wanted = lin(f"blocks.{layer}.ada_lin")
-        torch.testing.assert_close(adaln, wanted)
-    torch.testing.assert_close(rows.head, lin("head_nm.ada_lin"))
+        torch.testing.assert_close(rows[f"adaln.{layer:02d}"], wanted)
+    torch.testing.assert_close(rows["head"], lin("head_nm.ada_lin"))
 
 
 @pytest.mark.parametrize("smooth", [False, True])

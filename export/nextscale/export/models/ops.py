@@ -24,11 +24,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention of queries (R, m, H, hd) over key and value rows (T, R, H, hd): (R, m, H * hd).
+    """Softmax attention of queries (R, m, H, hd) over key rows (T, R, H, hd) and value rows (T, R, H, hv).
 
-    ``bias`` is added to the scores (teacher forcing's block-causal mask); graphs have none.
+    To (R, m, H * hv). ``bias`` is added to the scores (teacher forcing's block-causal mask); graphs have none.
     """
-    rows, m, heads, head_dim = q.shape
+    rows, m, heads, _ = q.shape
     if torch.compiler.is_exporting() and bias is None:
         # com.microsoft's fused form never holds the scores; keys as (R, T, H * hd).
         flat = [q.reshape(rows, m, -1), *(t.permute(1, 0, 2, 3).reshape(rows, k.shape[0], -1) for t in (k, v))]
@@ -37,7 +37,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None
             flat,
             {"num_heads": heads, "scale": scale},
             dtype=q.dtype,
-            shape=(rows, m, heads * head_dim),
+            shape=(rows, m, heads * v.shape[-1]),
             version=1,
         )
         return out

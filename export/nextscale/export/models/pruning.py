@@ -19,7 +19,8 @@ def token_scores(x: Tensor) -> Tensor:
     Taken on the residual stream, before the norm; every guidance row by itself.
     """
     x = x.float()
-    return (x - x.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+    away = x - x.mean(dim=1, keepdim=True)
+    return (away * away).sum(dim=-1)
 
 
 def kept_index(x: Tensor, kept: int) -> Tensor:
@@ -27,10 +28,17 @@ def kept_index(x: Tensor, kept: int) -> Tensor:
     return token_scores(x).topk(kept, dim=1).indices.sort(dim=1).values
 
 
+def taken(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens (R, n, C) at (R, m): (R, m, C); whole rows of one matrix, which is the fast way for every library."""
+    rows, n, width = x.shape
+    first = torch.arange(rows, device=x.device).unsqueeze(1) * n  # of each row's tokens, (R, 1)
+    return x.reshape(rows * n, width).index_select(0, (index + first).flatten()).reshape(rows, -1, width)
+
+
 def run_sub_layer(
     x: Tensor,
     sub: SubLayer,
-    compute: Callable[[Tensor], Tensor],
+    compute: Callable[[Tensor, Tensor | None], Tensor],
     grid: Grid,
     resize: Resize,
     cache: Tensor | None,
@@ -38,19 +46,20 @@ def run_sub_layer(
 ) -> tuple[Tensor, Tensor | None]:
     """``x + sub-layer(x)`` for all tokens, or for the kept ones with the others restored from the cache.
 
-    ``x`` (R, n, C) is the residual stream; ``compute`` maps tokens (R, m, C) to their gated update (R, m, C), norm
-    included; ``cache`` (R, hc * wc, C) is the same sub-layer's update at the cache scale. Returns the new residual
-    stream and, where the plan has it written, the full update as the restore cache.
+    ``x`` (R, n, C) is the residual stream; ``compute`` maps tokens (R, m, C) and their raster indices (R, m), None for
+    all, to their gated update (R, m, C), norm included; ``cache`` (R, hc * wc, C) is the same sub-layer's update at the
+    cache scale. Returns the new residual stream and, where the plan has it written, the full update as the restore
+    cache.
     """
     if sub.kept is None:
-        update = compute(x)
+        update = compute(x, None)
         return x + update, update if sub.cache else None
     if cache is None or cache_grid is None:
         raise PlanError(f"{sub.name} keeps {sub.kept} tokens and has no restore cache for the others")
     index = kept_index(x, sub.kept)
-    tokens = x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    tokens = taken(x, index)
     matrices = (_area(resize, c, g, x) for c, g in zip(cache_grid, grid, strict=True))
-    return scatter_restore(compute(tokens), index.to(torch.int32), cache, x, *matrices), None
+    return scatter_restore(compute(tokens, index), index.to(torch.int32), cache, x, *matrices), None
 
 
 def _area(resize: Resize, n_in: int, n_out: int, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nextscale.export.models.contract import Quantizer
 from nextscale.export.models.resize import Resize
 from nextscale.plan.schedules import phi_index
 from nextscale.plan.types import Grid, NextInput
@@ -23,8 +24,8 @@ class PhiConvs(nn.Module):
         return out
 
 
-class MultiScaleQuantizer(nn.Module):
-    """Codebook (V, Z), phi and the resizes between scales."""
+class MultiScaleQuantizer(Quantizer):
+    """Codebook (V, Z), phi (none where ``phi`` is 0) and the resizes between scales; a token is one latent."""
 
     ema_vocab_hit_SV: Tensor
 
@@ -32,18 +33,22 @@ class MultiScaleQuantizer(nn.Module):
         super().__init__()
         self.scales, self.phi = scales, phi
         self.embedding = nn.Embedding(vocabulary, channels)
-        self.quant_resi = PhiConvs(channels, phi)
+        if phi:
+            self.quant_resi = PhiConvs(channels, phi)
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(scales, vocabulary))
         self.resize = Resize()
 
     def codes(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Tokens (B, n) to their code map (B, Z, h, w)."""
-        codes: Tensor = self.embedding(tokens)
-        return codes.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+        return _as_map(self.embedding(tokens), grid)
 
-    def contribution(self, codes: Tensor, final_grid: Grid, up: str, phi: int | None) -> Tensor:
+    def mixture(self, weights: Tensor, grid: Grid) -> Tensor:
+        """Weights over the codebook (B, n, V) to the map (B, Z, h, w) of weighted codes."""
+        return _as_map(weights @ self.embedding.weight, grid)
+
+    def contribution(self, codes: Tensor, code_grid: Grid, up: str, phi: int | None) -> Tensor:
         """What a scale's code map (B, Z, h, w) adds to the code sum (B, Z, Sh, Sw)."""
-        h: Tensor = self.resize(codes, final_grid, up)
+        h: Tensor = self.resize(codes, code_grid, up)
         if phi is not None:
             h = self.quant_resi(h, phi)
         return h
@@ -61,7 +66,7 @@ class MultiScaleQuantizer(nn.Module):
         for scale, grid in enumerate(schedule):
             small = self.resize(rest, grid, "area").flatten(2).transpose(1, 2)  # (B, n, Z)
             tokens.append(self.nearest(small))
-            phi = phi_index(scale, len(schedule), self.phi)
+            phi = phi_index(scale, len(schedule), self.phi) if self.phi else None
             added = self.contribution(self.codes(tokens[-1], grid), schedule[-1], "bicubic", phi)
             rest, total = rest - added, total + added
         return tokens, total
@@ -70,3 +75,8 @@ class MultiScaleQuantizer(nn.Module):
         """Index of the codebook row at the least squared distance: (..., Z) to (...), int64."""
         book = self.embedding.weight
         return (book.square().sum(1) - 2 * z @ book.T).argmin(dim=-1)
+
+
+def _as_map(codes: Tensor, grid: Grid) -> Tensor:
+    """(B, n, Z) in raster order to (B, Z, h, w)."""
+    return codes.transpose(1, 2).reshape(codes.shape[0], -1, *grid)

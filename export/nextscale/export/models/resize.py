@@ -50,9 +50,9 @@ def resizes_of(plan: Plan) -> set[tuple[str, int, int]]:
         needed.update((mode, i, o) for i, o in zip(source, target, strict=True))
 
     for step in plan.steps:
-        add(step.next_input.up, step.grid, plan.final_grid)
+        add(step.next_input.up, plan.latents(step.grid), plan.code_grid)
         if step.next_input.grid:
-            add(step.next_input.down, plan.final_grid, step.next_input.grid)
+            add(step.next_input.down, plan.code_grid, plan.latents(step.next_input.grid))
         for sub in (sub for layer in step.layers for sub in layer.sub_layers):
             if sub.kept is not None and sub.cache is not None:
                 add("area", plan.cache(sub.cache).grid, step.grid)

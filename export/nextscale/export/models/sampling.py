@@ -15,6 +15,12 @@ def guided(logits: Tensor, guidance: Tensor) -> Tensor:
     return (guidance.T[:, :, None, None] * by_row).sum(dim=0)
 
 
+def per_draw(outputs: Tensor, vocabulary: int) -> Tensor:
+    """A head's numbers by draws: (B, n, draws * V) to (B, n * draws, V); where a token is one draw, as they are."""
+    images, n, width = outputs.shape
+    return outputs if width == vocabulary else outputs.reshape(images, n * width // vocabulary, vocabulary)
+
+
 def filtered(logits: Tensor, top_k: int, top_p: Tensor) -> Tensor:
     """Top-k, then top-p: what is filtered out becomes -inf. (B, n, V) with ``top_p`` (B,), 1 keeps all of top-k.
 
