@@ -28,9 +28,12 @@ MAY_IMPORT = {
 # What no file of a root may import at all, not even inside a function.
 NEVER = {
     "plan": {"torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "PIL", "typer", "rich"},
-    "runtime": {"torch", "onnxscript", "huggingface_hub", "typer", "rich"},
+    "runtime": {"torch", "onnxscript", "huggingface_hub", "transformers", "typer", "rich"},
 }
-HEAVY = {"torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "huggingface_hub", "jinja2"}
+HEAVY = {
+    *("torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "huggingface_hub", "jinja2"),
+    *("tokenizers", "transformers"),
+}
 
 
 def sources(root: str) -> list[Path]:

@@ -23,6 +23,8 @@ EXTRAS = {
     "cuda": ["onnxruntime", "cuda.core"],
     "rtx": ["tensorrt_rtx", "onnx", "filelock", "cuda.core", "cuda.bindings.nvrtc"],
     "debug": ["polygraphy"],
+    "text": ["tokenizers", "nextscale.runtime.text"],
+    "text-export": ["transformers", "sentencepiece", "tokenizers", "torch"],
     "export": ["torch", "onnx", "onnxscript", "huggingface_hub", "onnx_ir", "filelock", "nextscale.export"],
     "compare": ["torch", "jinja2", "nextscale.compare"],
     "dev": ["pytest", "hypothesis", "jsonschema", "hatchling"],
