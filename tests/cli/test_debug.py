@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.bundles import text_plan, write_bundle
 from support.command import Command
 from support.damage import with_other_weights
 
@@ -33,6 +34,22 @@ def test_a_fault_is_named_with_status_4(nextscale: Command, tiny_bundle: Path, b
     )
     assert "block 1, feed-forward, second layer" in run.out.splitlines()[4], "the first row is the place"
     assert "more that differ" in run.out
+
+
+@pytest.mark.parametrize("graph", ["begin", "step_01", "step_03", "decode"])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_texts_are_drawn_by_number(graph: str, prefix: bool, nextscale: Command, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "texts", text_plan(prefix))
+    run = nextscale("debug", bundle, graph, "--labels", "3,5,4")
+    assert run.status == 0, run.err
+    assert "agree on all" in run.out
+
+
+@pytest.mark.parametrize("labels", ["a cat", "0,-1", "0,none"])
+def test_texts_have_no_other_names(labels: str, nextscale: Command, tmp_path: Path) -> None:
+    run = nextscale("debug", write_bundle(tmp_path / "texts", text_plan()), "step_01", f"--labels={labels}")
+    assert run.status == 2
+    assert f"makes pictures of texts, which are drawn by number: 0,1; found '{labels}'" in run.sentence
 
 
 def test_json_has_every_tensor(nextscale: Command, tiny_bundle: Path, broken: Path) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.bundles import tiny_plan
+from support.bundles import text_plan, tiny_plan
 
+from nextscale.plan.types import Plan
 from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.backends.host import HostMemory
 from nextscale.runtime.backends.onnxruntime import OnnxRuntime
 from nextscale.runtime.buffers import Layout, Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.errors import BackendError
+from nextscale.runtime.signatures import derive_graphs
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +56,14 @@ def test_causes_add_up(opened: Bundle) -> None:
     }  # fmt: skip
 
 
-def test_the_layout_is_what_the_plan_says_of_memory(opened: Bundle) -> None:
+@pytest.mark.parametrize("plan", [tiny_plan(), text_plan(), text_plan(prefix=True)], ids=["class", "text", "prefix"])
+def test_the_layout_is_what_the_plan_says_of_memory(plan: Plan) -> None:
     """The plan counts the same buffers for its own report, by rules of its own; guidance and the like it leaves out."""
     plan_buffers = pytest.importorskip("nextscale.plan.buffers")
-    found = layout_of(opened, 1)
-    counted = {b.name: b.rows * b.row_items * 4 for b in plan_buffers.buffers(tiny_plan())}
+    found = layout(unrolled(derive_graphs(plan)), 2, 1)
+    counted = {b.name: b.rows * b.row_items * 4 for b in plan_buffers.buffers(plan)}
     assert counted.pop("state.map.0") >= found.places["state.map.0"][1]  # the plan makes both maps the wider one's size
-    small = ("labels", "guidance", "top_p", "temperature", "state.map.0", "keys", "flags")
+    small = ("guidance", "top_p", "temperature", "state.map.0", "keys", "flags")
     for buffer in ("tokens", "tokens.forced"):  # one for each step: 1, 4, 6 and 16 tokens
         each = [length for name, (_, length) in found.places.items() if name.startswith(f"{buffer}.step")]
         assert max(each) == counted.pop(buffer)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from support.bundles import text_plan, write_bundle
 
 import nextscale.runtime.manifest as manifests
 from nextscale.plan.types import Plan
@@ -42,6 +43,14 @@ def test_the_published_schema_accepts_what_is_written(data: Any) -> None:
     jsonschema.validate(data, SCHEMA)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+def test_the_published_schema_accepts_bundles_of_texts(prefix: bool, tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "texts", text_plan(prefix))
+    text = (folder / manifests.FILE_NAME).read_text()
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert manifests.dumps(manifests.loads(text)) == text
+
+
 def set_at(*path: Any) -> Callable[[Any, Any], None]:
     def change(data: Any, value: Any) -> None:
         for key in path[:-1]:
@@ -71,6 +80,8 @@ WRONG: list[tuple[str, tuple[Any, ...], Any, str]] = [
     ("unknown access", ("graphs", 1, "inputs", 0, "access"), "write", r"access: 'write' is none of"),
     ("hash that is none", ("files", "begin.onnx", "sha256"), "abc", "64 lower-case hex digits"),
     ("precision", ("precision",), "fp8", "precision: 'fp8' is none of fp32"),
+    ("tokenizer outside", ("tokenizer",), "../tokenizer.json", "tokenizer: '../tokenizer.json' is not a plain file"),
+    ("tokenizer not listed", ("tokenizer",), "tokenizer.json", "tokenizer: 'tokenizer.json' is not listed under files"),
     ("class names", ("classes",), ["one"], "1 names for a model of 3 classes"),
     ("plan", ("plan", "steps", 0, "grid"), [1], "plan"),
     ("a list for an object", ("files",), [], "files: expected an object"),
@@ -94,7 +105,7 @@ def test_a_missing_key_is_named(data: Any) -> None:
 
 @pytest.mark.parametrize(
     "version, message",
-    [(0, "export it again"), (2, "install a newer nextscale"), ("1", "expected the number 1"), (None, "expected")],
+    [(1, "export it again"), (3, "install a newer nextscale"), ("2", "expected the number 2"), (None, "expected")],
 )
 def test_other_versions_say_what_to_do(data: Any, version: Any, message: str) -> None:
     with pytest.raises(ManifestError, match=message):

@@ -22,10 +22,10 @@ from nextscale.runtime.manifest import FILE_NAME, WEIGHTS_FILE
 
 NAN = float("nan")
 CALL: list[tuple[dict[str, Any], str]] = [
-    ({"labels": np.array(1)}, r"labels are 0 to 2, or None for no class; found array\(1\)"),
-    ({"labels": b"01"}, "found b'01'"),
-    ({"labels": {0, 1}}, r"found \{0, 1\}"),
-    ({"labels": [[0], [1]]}, r"found \[0\]"),
+    ({"subjects": np.array(1)}, r"labels are 0 to 2, or None for no class; found array\(1\)"),
+    ({"subjects": b"01"}, "found b'01'"),
+    ({"subjects": {0, 1}}, r"found \{0, 1\}"),
+    ({"subjects": [[0], [1]]}, r"found \[0\]"),
     ({"top_p": np.array(0.5)}, r"top_p is a number above 0 and up to 1; found array\(0\.5\)"),
     ({"guidance_scale": np.array("4")}, "guidance_scale is a number"),
     ({"tokens": 3}, "tokens: one entry .* for each of 4 steps; found int"),
@@ -58,7 +58,7 @@ OPEN: list[tuple[dict[str, Any], str]] = [
 def test_a_call_is_refused_in_words(pipeline: Pipeline, odd: dict[str, Any], message: str) -> None:
     for call in (pipeline.generate, pipeline.stream):
         with pytest.raises(InputError, match=message):
-            call(**{"labels": [0, 1], **odd})
+            call(**{"subjects": [0, 1], **odd})
 
 
 @pytest.mark.parametrize("odd, message", OPEN, ids=[str(c[0])[:40] for c in OPEN])

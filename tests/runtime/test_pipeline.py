@@ -93,8 +93,8 @@ def test_forced_tokens_follow_their_pictures_through_passes(open_pipeline: Open)
 
 def test_defaults_are_the_plans(pipeline: Pipeline) -> None:
     result = pipeline.generate("star", seed=0)
-    assert (result.guidance_scale, result.top_p, result.temperature) == ((1.5,), (0.9,), (1.0,))
-    assert result.labels == (2,)
+    assert (result.guidance_scale, result.top_p, result.temperature) == (((1.5,) * 4,), (0.9,), (1.0,))
+    assert result.subjects == (2,)
     spelled = pipeline.generate([2], seed=0, guidance_scale=1.5, top_p=0.9, temperature=1)
     np.testing.assert_array_equal(spelled.floats, result.floats)
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.bundles import tiny_plan
+from support.bundles import text_plan, tiny_plan, write_bundle
 
 import nextscale.runtime.manifest as manifests
+from nextscale.plan.conditioning import MASK_LANES
 from nextscale.plan.errors import PlanError
 from nextscale.plan.types import Plan, RowGather
 from nextscale.runtime.errors import ManifestError
@@ -65,7 +66,7 @@ def test_restore_caches_are_written_at_the_cache_scale_and_read_where_pruned() -
 
 
 def test_every_read_was_written_before_and_no_graph_reads_and_writes_one_place() -> None:
-    for plan in (tiny_plan(), tiny_plan(pruned=False), tiny_plan(smooth=True)):
+    for plan in (tiny_plan(), tiny_plan(pruned=False), tiny_plan(smooth=True), text_plan(), text_plan(prefix=True)):
         written: dict[str, set[int]] = {}
         for graph in derive_graphs(plan):
             for t in graph.inputs:
@@ -110,6 +111,76 @@ def test_smoothing_is_a_second_noise() -> None:
     assert not any("noise.smooth.in" in by_name(g) for g in derive_graphs(tiny_plan()))
     noise = by_name(derive_graphs(tiny_plan(smooth=True))[2])["noise.smooth.in"]
     assert (noise.shape, noise.source) == (("images", 4, 11), "uniforms.1")
+
+
+def test_a_text_that_is_attended_to() -> None:
+    text, begin, *steps, _ = derive_graphs(text_plan(), "fp16", text=True)
+    assert (text.name, text.file, text.step) == ("text", "text.onnx", None)
+    assert [(t.name, t.dtype, t.shape, t.source) for t in text.inputs] == [
+        ("ids.in", "int32", ("images", 6), "ids"),
+        ("length.in", "int32", ("images",), "length"),
+    ]
+    assert [(t.name, t.dtype, t.shape, t.buffer) for t in text.outputs] == [
+        ("text.out", "float32", ("images", 6, 5), "features")
+    ]
+    assert [(t.name, t.dtype, t.shape, t.source) for t in begin.inputs] == [
+        ("text.in", "float32", ("images", 6, 5), "text"),
+        ("text_length.in", "int32", ("images",), "text_length"),
+        ("negative.in", "float32", ("images", 6, 5), "negative"),
+        ("negative_length.in", "int32", ("images",), "negative_length"),
+    ]
+    made = {t.name: (t.dtype, t.shape) for t in begin.outputs}
+    assert made["cond.text.k.01.out"] == ("float16", ("rows", 6, 2, 4 + MASK_LANES))
+    assert made["cond.text.v.01.out"] == ("float16", ("rows", 6, 2, 4))
+    assert made["cond.adaln.01.out"] == ("float32", ("rows", 6, 8))
+    for step in steps:  # a text is attended to in every step
+        assert {"cond.text.k.00.in", "cond.text.v.01.in"} <= set(by_name(step))
+    assert "cache.ca.01.in" in by_name(steps[3])
+
+
+def test_a_bitwise_token_has_as_many_draws() -> None:
+    _, *steps, _ = derive_graphs(text_plan())
+    found = by_name(steps[1])
+    for name in ("noise.in", "logits.out"):
+        assert found[name].shape == ("images", 4, 6)
+    for name in ("tokens.in", "tokens.out"):
+        assert found[name].shape == ("images", 4, 3)
+    assert found["state.map.in"].shape == ("images", 4, 3)
+
+
+def test_a_text_that_is_a_prefix() -> None:
+    begin, *steps, _ = derive_graphs(text_plan(prefix=True))
+    assert [t.name for t in begin.inputs] == ["text.in", "text_length.in"]
+    made = {t.name: t.shape for t in begin.outputs}
+    assert made["cond.sos.out"] == ("rows", 6, 8)
+    assert made["cond.position.out"] == ("rows",)
+    first = by_name(steps[0])
+    assert first["noise.in"].shape == ("images", 1, 11)  # six tokens in, the last of them out
+    assert first["tape.var.k.00.out"].shape == (6, "rows", 2, 4)
+    assert by_name(steps[1])["tape.var.k.00.in"].shape == (6, "rows", 2, 4)
+    assert all("cond.position.in" in by_name(step) for step in steps)
+
+
+def test_a_residual_diffusion_is_a_third_noise_where_a_step_has_it() -> None:
+    _, *steps, _ = derive_graphs(text_plan(prefix=True))
+    assert ["noise.diffusion.in" in by_name(step) for step in steps] == [False, False, False, True]
+    noise = by_name(steps[3])["noise.diffusion.in"]
+    assert (noise.shape, noise.source) == (("images", 16, 3, 4), "uniforms.2")
+
+
+def test_a_text_encoder_needs_a_plan_of_texts() -> None:
+    with pytest.raises(PlanError, match="'tiny' is not conditioned on text, so it has no place for a text encoder"):
+        derive_graphs(tiny_plan(), text=True)
+
+
+def test_a_tokenizer_and_the_graph_text_go_together(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "texts", text_plan())
+    manifest = manifests.loads((folder / manifests.FILE_NAME).read_text())
+    check(manifest)
+    with pytest.raises(ManifestError, match=r"\['text'\] are not in the plan"):
+        check(replace(manifest, tokenizer=None))
+    with pytest.raises(ManifestError, match="'text' is missing"):
+        check(replace(manifest, graphs=manifest.graphs[1:]))
 
 
 def _with_step(plan: Plan, **changes: object) -> Plan:

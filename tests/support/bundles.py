@@ -7,7 +7,6 @@ stale buffer or a swapped tensor changes the tokens; and a picture's rows touch 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
+from support.net import Net
+from support.prompts import IDS, begin_graph, text_graph, words_tokenizer
+from support.prompts import text_plan as plan_of_texts
 
 from nextscale.plan.chain import next_scale_plan
 from nextscale.plan.methods.fastvar import FastVAR
+from nextscale.plan.schedules import tokens
 from nextscale.plan.types import Model, Plan, Sampling, Tokenizer
 from nextscale.runtime import manifest as manifests
 from nextscale.runtime.bundle import hash_file
 from nextscale.runtime.manifest import File, Graph, Manifest, Recipe, Source, SourceFile, Tensor, Verified, Weight
 from nextscale.runtime.signatures import derive_graphs
+from nextscale.runtime.text import TOKENIZER_FILE
 
 MODEL = Model("var", 2, 8, 2, 4, 32, 11, 4, classes=3)
 TOKENIZER = Tokenizer(8, (1, 2), 1, 4, 11, stride=2)
@@ -37,18 +41,37 @@ def tiny_plan(pruned: bool = True, smooth: bool = False) -> Plan:
     return FastVAR({-1: 0.5}, cache_scale=2)(plan) if pruned else plan
 
 
-def write_bundle(folder: Path, plan: Plan | None = None, weights_factor: float = 1.0) -> Path:
-    """A bundle of drawn graphs in ``folder``; ``weights_factor`` scales its weights (NaN breaks them)."""
+def text_plan(prefix: bool = False, width: int = 8) -> Plan:
+    """The same scales, conditioned on text: attended to, by a bitwise model; or the first step's tokens."""
+    return plan_of_texts(SCHEDULE, prefix, width)
+
+
+def write_bundle(
+    folder: Path, plan: Plan | None = None, weights_factor: float = 1.0, text_encoder: bool = True
+) -> Path:
+    """A bundle of drawn graphs in ``folder``; ``weights_factor`` scales its weights (NaN breaks them).
+
+    A plan that is conditioned on text has a text encoder and its tokenizer too, unless ``text_encoder`` is False.
+    """
     plan = plan or tiny_plan()
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     model = plan.models[0][1]
-    weights = {
-        "var/class_emb.weight": rng.standard_normal((model.classes + 1, model.width)).astype(np.float32),
-        "var/head.weight": rng.standard_normal((model.vocabulary, model.width)).astype(np.float32) * weights_factor,
-    }
+    encodes = model.text is not None and text_encoder
+
+    def draw(*shape: int) -> np.ndarray[Any, Any]:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    weights = {} if model.text else {"var/class_emb.weight": draw(model.classes + 1, model.width)}
+    weights["var/head.weight"] = draw(model.head_outputs, model.width) * weights_factor
+    if model.text:
+        weights["var/text_proj.weight"] = draw(model.width, model.text.width)
+        weights["var/cfg_uncond"] = draw(model.text.tokens, model.text.width)
+    if model.text and encodes:
+        weights["text/embed.weight"] = draw(IDS, model.text.width)
+        (folder / TOKENIZER_FILE).write_text(words_tokenizer(model.text.tokens), encoding="utf-8")
     save_file(weights, folder / manifests.WEIGHTS_FILE)
-    graphs = derive_graphs(plan)
+    graphs = derive_graphs(plan, text=encodes)
     for graph in graphs:
         onnx.save(_model(plan, graph, folder / manifests.WEIGHTS_FILE), folder / graph.file)
     write_manifest(folder, make_manifest(folder, plan, graphs, weights))
@@ -71,7 +94,8 @@ def make_manifest(
         versions={"nextscale": "test"},
         source=Source((SourceFile("var", "var.pth", "0" * 64),)),
         verified=(Verified("begin", "drawn for a test", None, None),),
-        classes=("circle", "square", "star"),
+        classes=("circle", "square", "star") if plan.models[0][1].classes else None,
+        tokenizer=TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else None,
     )
 
 
@@ -102,43 +126,10 @@ def break_output(folder: Path, graph: str, output: str) -> None:
     edit_manifest(folder, lambda data: data["files"][path.name].update(file))
 
 
-@dataclass
-class Net:
-    """A graph under construction: ``net("Add", a, b)`` adds a node and names its result."""
-
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[onnx.TensorProto] = field(default_factory=list)
-
-    def __call__(self, op: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
-
-    def const(self, value: Any, dtype: Any = np.float32) -> str:
-        """A constant."""
-        name = f"c{len(self.initializers)}"
-        self.initializers.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
-        return name
-
-    def weight(self, name: str, path: Path) -> str:
-        """An initializer that lies in a safetensors file."""
-        if name not in {i.name for i in self.initializers}:
-            content = path.read_bytes()
-            header = int.from_bytes(content[:8], "little")
-            entry = json.loads(content[8 : 8 + header])[name]
-            start, end = entry["data_offsets"]
-            tensor = onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=entry["shape"])
-            tensor.data_location = TensorProto.EXTERNAL
-            place = {"location": path.name, "offset": str(8 + header + start), "length": str(end - start)}
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=value)
-            self.initializers.append(tensor)
-        return name
-
-
 def _model(plan: Plan, graph: Graph, weights: Path) -> onnx.ModelProto:
     net = Net()
-    make = {"begin": _begin, "decode": _decode}.get(graph.name, _step)
+    begin = begin_graph if plan.models[0][1].text else _begin
+    make = {"text": text_graph, "begin": begin, "decode": _decode}.get(graph.name, _step)
     make(net, plan, graph, weights)
     proto = helper.make_graph(
         net.nodes, graph.name, [_info(t) for t in graph.inputs], [_info(t) for t in graph.outputs], net.initializers
@@ -170,14 +161,14 @@ def _step(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
         hidden = net("Add", hidden, net("Mul", _row_vector(net, tensor, model.width), weight))
     hidden = net("Tanh", hidden, output="hidden")  # (R, C)
     logits = net("Gemm", hidden, net.weight("var/head.weight", weights), transB=1)
-    halves = net("Reshape", logits, net.const([2, -1, model.vocabulary], np.int64))  # (2, B, V)
+    halves = net("Reshape", logits, net.const([2, -1, model.head_outputs], np.int64))  # (2, B, V)
     weighed = net(
         "Mul", net("Transpose", halves, perm=[1, 0, 2]), net("Unsqueeze", "guidance.in", net.const([2], np.int64))
     )
     summed = net("ReduceSum", weighed, net.const([1], np.int64))  # (B, 1, V), keepdims
-    places = np.sin(np.arange(step.tokens_out * model.vocabulary).reshape(step.tokens_out, -1))
+    places = np.sin(np.arange(step.tokens_out * model.head_outputs).reshape(step.tokens_out, -1))
     net("Add", summed, net.const(places), output="logits.out")
-    _sample(net, graph)
+    _sample(net, plan, graph)
     _state(net, plan, graph)
     for tensor in graph.outputs:
         if tensor.name.startswith("tape"):
@@ -199,41 +190,58 @@ def _row_vector(net: Net, tensor: Tensor, width: int) -> str:
         mean = net("ReduceMean", tensor.name, net.const(list(range(1, len(tensor.shape))), np.int64), keepdims=0)
         column = net("Unsqueeze", mean, net.const([1], np.int64))
         return net("Concat", column, column, axis=0)  # (2B, 1)
+    if len(tensor.shape) == 1:  # a position of each row
+        return net("Unsqueeze", net("Cast", tensor.name, to=TensorProto.FLOAT), net.const([1], np.int64))
     if len(tensor.shape) == 2:
         return tensor.name
-    return net("ReduceMean", tensor.name, net.const([1], np.int64), keepdims=0)
+    if len(tensor.shape) == 3:
+        return net("ReduceMean", tensor.name, net.const([1], np.int64), keepdims=0)
+    parts = tuple(int(d) for d in tensor.shape[1:])  # a text's keys or values: (R, T, H, hd)
+    scale = net.const(np.cos(np.arange(np.prod(parts))).reshape(parts) / parts[0])
+    summed = net("ReduceSum", net("Mul", tensor.name, scale), net.const([1, 2, 3], np.int64), keepdims=0)
+    return net("Unsqueeze", summed, net.const([1], np.int64))
 
 
-def _sample(net: Net, graph: Graph) -> None:
-    """Gumbel's argmax from uniforms; top_p only shifts a token's logit, enough to be seen."""
-    flat = net.const([1, 2], np.int64)
-    cooled = net("Div", "logits.out", net("Unsqueeze", "temperature.in", flat))
+def _sample(net: Net, plan: Plan, graph: Graph) -> None:
+    """Gumbel's argmax from uniforms, for every draw; top_p only shifts a value's logit, enough to be seen."""
+    cooled = net("Div", "logits.out", net("Unsqueeze", "temperature.in", net.const([1, 2], np.int64)))
     gumbel = net("Neg", net("Log", net("Neg", net("Log", "noise.in"))))
     if any(t.name == "noise.smooth.in" for t in graph.inputs):
         gumbel = net("Add", gumbel, "noise.smooth.in")
-    vocabulary = int(graph.outputs[0].shape[2])
-    shift = net("Mul", net("Unsqueeze", "top_p.in", flat), net.const(np.arange(vocabulary) * 0.1))
-    drawn = net("ArgMax", net("Add", net("Add", cooled, gumbel), shift), axis=2, keepdims=0)
+    model = plan.models[0][1]
+    vocabulary, axes = model.vocabulary, list(range(1, 3 + len(model.draws)))
+    each = net("Add", cooled, gumbel)
+    if model.draws:
+        each = net("Reshape", each, net.const([0, 0, *model.draws, vocabulary], np.int64))
+    shift = net("Mul", net("Unsqueeze", "top_p.in", net.const(axes, np.int64)), net.const(np.arange(vocabulary) * 0.1))
+    drawn = net("ArgMax", net("Add", each, shift), axis=-1, keepdims=0)
     drawn = net("Cast", drawn, to=TensorProto.INT32)
     forced = net("Not", net("Less", "tokens.in", net.const(0, np.int32)))
     net("Where", forced, "tokens.in", drawn, output="tokens.out")
 
 
 def _state(net: Net, plan: Plan, graph: Graph) -> None:
-    values = net("Cast", "tokens.out", to=TensorProto.FLOAT)
+    model, values = plan.models[0][1], net("Cast", "tokens.out", to=TensorProto.FLOAT)
+    if model.draws:  # each bit has its own weight
+        values = net("ReduceSum", net("Mul", values, net.const(np.arange(1, 1 + model.bits))), net.const([2], np.int64))
+        values = net("Squeeze", values, net.const([2], np.int64))
     mean = net("ReduceMean", values, net.const([1], np.int64))  # (B, 1)
+    if any(t.name == "noise.diffusion.in" for t in graph.inputs):
+        refined = net("ReduceMean", "noise.diffusion.in", net.const([1, 2, 3], np.int64), keepdims=0)
+        mean = net("Add", mean, net("Unsqueeze", refined, net.const([1], np.int64)))
     spread = net("Unsqueeze", mean, net.const([2, 3], np.int64))
-    height, width = plan.final_grid
-    field_ = np.sin(np.arange(plan.models[0][1].code_channels * height * width)).reshape(1, -1, height, width)
+    channels = plan.tokenizer.code_channels
+    field_ = np.sin(np.arange(channels * tokens(plan.code_grid))).reshape(1, -1, *plan.code_grid)
     codes = net("Mul", spread, net.const(field_ * 0.1))
     past = any(t.name == "state.code_sum.in" for t in graph.inputs)
     net("Add" if past else "Identity", *(["state.code_sum.in"] if past else []), codes, output="state.code_sum.out")
     for tensor in graph.outputs:
         if tensor.name == "state.map.out":
             shape = net.const([0, int(tensor.shape[2]), -1], np.int64)
-            channels = net("Transpose", net("Reshape", "state.code_sum.out", shape), perm=[0, 2, 1])  # (B, S, Z)
+            channels_first = net("Reshape", "state.code_sum.out", shape)
+            tokens_first = net("Transpose", channels_first, perm=[0, 2, 1])  # (B, S, Z)
             start, end = net.const([0], np.int64), net.const([tensor.shape[1]], np.int64)
-            net("Slice", channels, start, end, net.const([1], np.int64), output=tensor.name)
+            net("Slice", tokens_first, start, end, net.const([1], np.int64), output=tensor.name)
 
 
 def _decode(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:

@@ -21,14 +21,18 @@ from nextscale.runtime.manifest import IMAGES, Graph, Tensor
 ALIGNMENT = 256  # bytes; enough for every backend's loads
 KEYS = Tensor("keys", "int64", (IMAGES, 2), "keys", 0, "read", "keys")  # what noise is made from: seed and number
 IMAGE = "image.out"
-CHECKED = ("logits.out", "state.code_sum.out", IMAGE)  # must be finite
+FEATURES = "text.out"
+CHECKED = (FEATURES, "logits.out", "state.code_sum.out", IMAGE)  # must be finite
 TOLD = "tokens.out"  # what the host reads of every step
 
-_SHOWN = ("state.code_sum", "image", "logits")  # what the host may ask for beside
+_SHOWN = ("features", "state.code_sum", "image", "logits")  # what the host may ask for beside
 _OWN = ("guidance", "tokens")  # what the host writes for each step anew
 _CAUSES = {
     "tape": "tapes",
     "cache": "restore caches",
+    "features": "texts",
+    "text": "texts",
+    "negative": "texts",
     "cond": "conditions",
     "state": "state",
     "noise": "noise",

@@ -15,7 +15,7 @@ from nextscale.runtime.manifest import Graph
 from nextscale.runtime.ranges import span
 
 _PICTURE = "picture"
-_PLAIN = {"labels": 0, "tokens": -1}  # of a request that is run for its own sake; settings are 1
+_PLAIN = {"labels": 0, "tokens": -1}  # of a request that is run for its own sake; settings, texts and lengths are 1
 _MOST_LENT = 8  # calls bound to a caller's own arrays that a slot remembers
 
 
@@ -50,6 +50,7 @@ class Chain:
     ) -> None:
         self.slot = slot
         self.begin, self.last = (next(g for g in graphs if g.name == name) for name in ("begin", "decode"))
+        self.text = next((g for g in graphs if g.name == "text"), None)  # run by itself, before a pass
         self.steps = tuple(sorted((g for g in graphs if g.step is not None), key=lambda g: g.step or 0))
         self.image = next(tensor for tensor in self.last.outputs if tensor.name == IMAGE)
         self._loaded = loaded

@@ -20,7 +20,7 @@ from nextscale.runtime import strict
 from nextscale.runtime.errors import ManifestError
 from nextscale.runtime.plans import check_classes, check_plan, read_plan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -39,8 +39,9 @@ class Tensor:
     pictures). The tensor is the ``shape[0]`` rows of ``buffer`` from row ``offset`` on, contiguous; a row has
     ``prod(shape[1:])`` items. ``access``: ``read`` (an input), ``append`` (new rows behind those that earlier graphs
     wrote) or ``replace`` (what the buffer held is over). ``source`` is None for data that other graphs wrote, else
-    what the caller puts there before the graph runs: ``labels``, ``uniforms.0`` and ``uniforms.1`` (noise of that
-    stream), ``guidance``, ``top_p``, ``temperature``, ``tokens``.
+    what the caller puts there before the graph runs: ``ids`` and ``length`` of a prompt; ``labels``, or ``text``,
+    ``text_length``, ``negative`` and ``negative_length``; ``uniforms.0``, ``uniforms.1`` and ``uniforms.2`` (noise of
+    that stream), ``guidance``, ``top_p``, ``temperature``, ``tokens``.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Manifest:
     source: Source
     verified: tuple[Verified, ...]
     classes: tuple[str, ...] | None = None
+    tokenizer: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     def graph(self, name: str) -> Graph:
@@ -227,6 +229,9 @@ def check(manifest: Manifest) -> None:
             raise ManifestError(f"files.{name}: a manifest cannot list itself")
         if not _SHA256.fullmatch(file.sha256) or file.size < 0:
             raise ManifestError(f"files.{name}: sha256 is 64 lower-case hex digits and size is not negative")
+    if manifest.tokenizer is not None:
+        check_file_name(manifest.tokenizer, "tokenizer")
+        _check_listed(manifest.tokenizer, manifest, "tokenizer")
     _check_listed(WEIGHTS_FILE, manifest, "files")  # graphs read it whether or not an entry of `weights` names it
     names = [g.name for g in manifest.graphs]
     if len(set(names)) != len(names):

@@ -131,6 +131,17 @@ class Pass:
             self.timings.append(Timing("picture", self.first, self.count, asked, time.perf_counter() - start))
             return tokens, pictures
 
+    def stepwise(
+        self, started: float, on_step: Callable[[StepResult], object] | None, to: int | None
+    ) -> tuple[list[NDArray[np.int32]], Floats | None]:
+        """The same for a host that follows every step, and shows it to ``on_step``."""
+        tokens = []
+        for step in self.run(started):
+            if on_step is not None:
+                on_step(step)
+            tokens.append(step.tokens)
+        return tokens, self.finish(to)
+
     def decode(self, code_sum: Floats) -> Floats:
         """Pictures (count, height, width, 3) of this pass's code sums, on the call's slot for as long as it has one."""
         with self._slot.lock:
@@ -164,7 +175,7 @@ class Pass:
         return self.timings[-1]
 
     def _ask(self) -> float:
-        """Write what the caller owes all graphs of the pass: labels, settings, forced tokens; returns the seconds."""
+        """Write what the caller owes all graphs of the pass: subjects, settings, forced tokens; returns the seconds."""
         start = time.perf_counter()
         for graph in (self._chain.begin, *self._chain.steps):
             for tensor in requested(graph):
@@ -175,9 +186,9 @@ class Pass:
 
     def _value(self, tensor: Tensor, graph: Graph) -> Any:
         request, order = self._request, graph.step or 0
+        if tensor.source in request.subjects.given:
+            return request.subjects.given[tensor.source]
         match tensor.source:
-            case "labels":
-                return request.labels
             case "guidance":
                 return request.guidance(self._plan, self._plan.steps[order])
             case "tokens":

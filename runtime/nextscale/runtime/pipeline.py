@@ -12,23 +12,26 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime._version import __version__
+from nextscale.runtime.arguments import whole
 from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.buffers import Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.chain import Chain
 from nextscale.runtime.decoding import Floats, decode_arrays, decode_host
+from nextscale.runtime.encoding import TextEncoder
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Manifest
 from nextscale.runtime.memory import MemoryReport
 from nextscale.runtime.passes import Lease, Pass
-from nextscale.runtime.request import Label, Request, Setting, check_batch_sizes, make_request, passes, whole
+from nextscale.runtime.request import Guidance, Request, Setting, check_batch_sizes, make_request, passes
 from nextscale.runtime.result import Provenance, Result, StepResult
 from nextscale.runtime.slots import Cancel, Control, SlotPool, check_seconds
+from nextscale.runtime.subjects import Subject
 
 log = logging.getLogger("nextscale.runtime")
 MOST_SLOTS = 1024
@@ -65,6 +68,7 @@ class Pipeline:
             known = slots * (sum(self.memory.slot.values()) + (self.memory.scratch or 0))
             self.memory = dataclasses.replace(self.memory, taken=max(free - left - known, 0))
         self._slots = SlotPool(made, wait, loaded.close)
+        self._texts = TextEncoder(bundle, self._slots, self.batch_sizes)
 
     @classmethod
     def open(
@@ -130,11 +134,12 @@ class Pipeline:
 
     def generate(
         self,
-        labels: Label | Sequence[Label],
+        subjects: Subject | Sequence[Subject],
         *,
+        negative: Subject | Sequence[Subject] = None,
         seed: int | None = None,
         first_image: int = 0,
-        guidance_scale: Setting | None = None,
+        guidance_scale: Guidance | None = None,
         top_p: Setting | None = None,
         temperature: Setting | None = None,
         tokens: Sequence[ArrayLike | None] | None = None,
@@ -143,11 +148,16 @@ class Pipeline:
         on_step: Callable[[StepResult], object] | None = None,
         out: object = None,
     ) -> Result:
-        """Make one picture for each label: a class number, a class name, or None for no class.
+        """Make one picture for each subject.
 
+        Of a class-conditional bundle: a class number, a class name, or None for no class. Of a text-conditional one: a
+        prompt, where the bundle has a text encoder, or features (rows, width) float32 of one; ``negative`` likewise is
+        what the pictures, or each of them, should not show.
         ``seed`` with the picture's number (``first_image`` on) fixes its noise; None draws a seed, which the result
         tells. ``guidance_scale``, ``top_p``, ``temperature``: a number, or one for each picture; None is the bundle's
-        default. ``tokens`` forces tokens: for each step None or (pictures, tokens) whole numbers, -1 to sample.
+        default. Guidance may also be, for each picture, a list of one number for every scale of the schedule.
+        ``tokens`` forces tokens: for each step None or (pictures, tokens) whole numbers (of a bitwise model (pictures,
+        tokens, bits)), -1 to sample.
         ``timeout`` in seconds includes waiting for a slot; it and ``cancel`` (an event, or a function that returns
         True to stop) are looked at before every graph, or before a whole pass where the backend replays one.
         ``on_step`` sees every step as it is finished. ``out`` is an array of the caller's (numpy, torch, CuPy: DLPack
@@ -158,20 +168,23 @@ class Pipeline:
         started, control = time.perf_counter(), Control.start(timeout, cancel)
         if on_step is not None and not callable(on_step):
             raise InputError(f"on_step is a function that takes a step's result; found {on_step!r}")
-        request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
+        self._slots.check()
+        settings = (seed, first_image, guidance_scale, top_p, temperature, tokens, negative)
+        request = make_request(self.manifest, subjects, *settings, encode=self._texts.encoder(control))
         whole = self.backend.replays and on_step is None
         floats, tokens_of, timings = [], [], []
         with closing(self._passes(request, control)) as all_passes:
             for one in all_passes:
                 to = None if out is None else one.lend(out, len(request))
-                tokens_made, pictures = one.picture(to) if whole else _stepwise(one, started, on_step, to)
+                tokens_made, pictures = one.picture(to) if whole else one.stepwise(started, on_step, to)
                 if pictures is not None:
                     floats.append(pictures)
                 tokens_of.append(tokens_made)
                 timings.extend(one.timings)
         return Result(
             _floats=np.concatenate(floats) if floats else None,
-            labels=request.labels,
+            subjects=request.subjects.names,
+            negatives=request.subjects.negatives,
             seed=request.seed,
             image_numbers=request.images,
             guidance_scale=request.guidance_scale,
@@ -185,11 +198,12 @@ class Pipeline:
 
     def stream(
         self,
-        labels: Label | Sequence[Label],
+        subjects: Subject | Sequence[Subject],
         *,
+        negative: Subject | Sequence[Subject] = None,
         seed: int | None = None,
         first_image: int = 0,
-        guidance_scale: Setting | None = None,
+        guidance_scale: Guidance | None = None,
         top_p: Setting | None = None,
         temperature: Setting | None = None,
         tokens: Sequence[ArrayLike | None] | None = None,
@@ -204,8 +218,26 @@ class Pipeline:
         with ``contextlib.closing`` where reading may stop early.
         """
         control = Control.start(timeout, cancel)
-        request = self._request(labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
+        self._slots.check()
+        settings = (seed, first_image, guidance_scale, top_p, temperature, tokens, negative)
+        request = make_request(self.manifest, subjects, *settings, encode=self._texts.encoder(control))
         return self._stream(request, control, time.perf_counter())
+
+    def encode(
+        self,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        timeout: float | None = None,
+        cancel: Cancel | None = None,
+    ) -> list[tuple[Floats, int]]:
+        """Features (rows, width) float32 of prompts, each with its length in tokens, as :meth:`generate` takes them.
+
+        For prompts that come again and again. One that is too long is an error, or cut off where ``truncate`` is True.
+        Raises a :class:`~nextscale.plan.errors.NextscaleError`, also for a bundle without a text encoder.
+        """
+        self._slots.check()
+        return self._texts.encode(prompts, Control.start(timeout, cancel), truncate)
 
     def decode(
         self, code_sum: object, *, out: object = None, timeout: float | None = None, cancel: Cancel | None = None
@@ -231,19 +263,6 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _request(
-        self,
-        labels: Label | Sequence[Label],
-        seed: int | None,
-        first_image: int,
-        guidance_scale: Setting | None,
-        top_p: Setting | None,
-        temperature: Setting | None,
-        tokens: Sequence[ArrayLike | None] | None,
-    ) -> Request:
-        self._slots.check()
-        return make_request(self.manifest, labels, seed, first_image, guidance_scale, top_p, temperature, tokens)
 
     def _stream(self, request: Request, control: Control, started: float) -> Generator[StepResult]:
         with closing(self._passes(request, control)) as all_passes:
@@ -279,15 +298,3 @@ class Pipeline:
                     for p, n in passes(len(code_sum), self.batch_sizes)
                 ]
             )
-
-
-def _stepwise(
-    one: Pass, started: float, on_step: Callable[[StepResult], object] | None, to: int | None
-) -> tuple[list[NDArray[np.int32]], Floats | None]:
-    """The tokens of every step and the pictures of a pass that the host follows."""
-    steps = []
-    for step in one.run(started):
-        if on_step is not None:
-            on_step(step)
-        steps.append(step)
-    return [step.tokens for step in steps], one.finish(to)

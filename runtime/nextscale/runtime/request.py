@@ -13,34 +13,39 @@ from numpy.typing import ArrayLike, NDArray
 
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Plan, Step
+from nextscale.runtime.arguments import listed, whole
 from nextscale.runtime.manifest import Manifest
+from nextscale.runtime.subjects import Encode, Subject, Subjects, make_subjects
 
-Label = int | str | None
 Setting = float | Sequence[float]
+Guidance = float | Sequence[float] | Sequence[Sequence[float]]
 MOST_IMAGES = 1024  # in a pass; far above what makes it faster
 RANGES = {"guidance_scale": (-1e6, 1e6), "top_p": (0.0, 1.0), "temperature": (1e-6, 1e6)}  # above, and up to
 
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures to make, one entry each; ``tokens`` are the forced tokens by step order, (pictures, n), -1 sampled."""
+    """Pictures to make, one entry each; ``guidance_scale[picture][scale]``, for every scale of the schedule.
 
-    labels: tuple[int, ...]
+    ``tokens`` are the forced tokens by step order, (pictures, n, *draws), -1 sampled.
+    """
+
+    subjects: Subjects
     seed: int
     images: tuple[int, ...]
-    guidance_scale: tuple[float, ...]
+    guidance_scale: tuple[tuple[float, ...], ...]
     top_p: tuple[float, ...]
     temperature: tuple[float, ...]
     tokens: dict[int, NDArray[np.int32]]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.subjects)
 
     def part(self, indices: Sequence[int]) -> Request:
         """The pictures of those indices, in that order; an index may stand more than once."""
         pick = list(indices)
         return Request(
-            tuple(self.labels[i] for i in pick),
+            self.subjects.part(pick),
             self.seed,
             tuple(self.images[i] for i in pick),
             tuple(self.guidance_scale[i] for i in pick),
@@ -51,39 +56,45 @@ class Request:
 
     def guidance(self, plan: Plan, step: Step) -> NDArray[np.float32]:
         """The weight of every guidance row, (pictures, guidance rows): ``constant + slope * guidance_scale``."""
-        weights = plan.guidance.weights[step.scale]
-        return np.array([[c + s * scale for c, s in weights] for scale in self.guidance_scale], np.float32)
+        return guidance_rows(plan, step, self.guidance_scale)
+
+
+def guidance_rows(plan: Plan, step: Step, scales: Sequence[Sequence[float]]) -> NDArray[np.float32]:
+    """The weight of every guidance row at a step, (pictures, rows), of each picture's guidance scale by scale."""
+    weights = plan.guidance.weights[step.scale]
+    return np.array([[c + s * by_scale[step.scale] for c, s in weights] for by_scale in scales], np.float32)
 
 
 def make_request(
     manifest: Manifest,
-    labels: Label | Sequence[Label],
+    subjects: Subject | Sequence[Subject],
     seed: int | None = None,
     first_image: int = 0,
-    guidance_scale: Setting | None = None,
+    guidance_scale: Guidance | None = None,
     top_p: Setting | None = None,
     temperature: Setting | None = None,
     tokens: Sequence[ArrayLike | None] | None = None,
+    negative: Subject | Sequence[Subject] = None,
+    encode: Encode | None = None,
 ) -> Request:
     """Check everything that a caller gives against the bundle; raises :class:`~nextscale.plan.errors.InputError`.
 
-    A setting is one number, or one for each picture; None is the plan's default.
+    A setting is one number, or one for each picture; None is the plan's default. Guidance may also be, for each
+    picture, one number for every scale of the schedule.
     """
-    given = listed(labels)
-    given = [labels] if given is None else given
-    if not given:
-        raise InputError("no labels: one label makes one picture")
-    count = len(given)
+    plan = manifest.plan
+    made = make_subjects(plan.models[0][1], subjects, negative, manifest.classes or (), encode)
+    count = len(made)
     seed = secrets.randbits(32) if seed is None else check_word("seed", seed)
     first = check_word("first_image", first_image)
     return Request(
-        labels=tuple(_label(manifest, label) for label in given),
+        subjects=made,
         seed=seed,
         images=tuple(range(first, first + count)),
-        guidance_scale=_setting(manifest.plan, "guidance_scale", guidance_scale, count),
-        top_p=_setting(manifest.plan, "top_p", top_p, count),
-        temperature=_setting(manifest.plan, "temperature", temperature, count),
-        tokens=check_tokens(manifest.plan, tokens, count),
+        guidance_scale=by_scale(plan, _default(plan, "guidance_scale", guidance_scale), count),
+        top_p=_setting(plan, "top_p", top_p, count),
+        temperature=_setting(plan, "temperature", temperature, count),
+        tokens=check_tokens(plan, tokens, count),
     )
 
 
@@ -99,29 +110,40 @@ def passes(count: int, batch_sizes: Sequence[int]) -> Iterator[tuple[range, int]
         start += rest
 
 
-def _label(manifest: Manifest, label: Any) -> int:
-    """A class number; None is the null class, which stands behind the last."""
-    classes = manifest.plan.models[0][1].classes
-    if label is None:
-        return classes
-    if isinstance(label, str):
-        if manifest.classes is None:
-            raise InputError(f"label {label!r}: this bundle has no class names; its labels are 0 to {classes - 1}")
-        if label not in manifest.classes:
-            raise InputError(f"label {label!r} is none of {', '.join(manifest.classes)}")
-        return manifest.classes.index(label)
-    if not whole(label) or not 0 <= label < classes:
-        raise InputError(f"labels are 0 to {classes - 1}, or None for no class; found {label!r}")
-    return int(label)
+def by_scale(plan: Plan, value: Any, count: int) -> tuple[tuple[float, ...], ...]:
+    """Guidance for each picture at every scale of the schedule, checked.
+
+    One number, one for each picture, or for each picture a list of one for every scale.
+    """
+    given, scales = listed(value), len(plan.schedule)
+    each = [value] * count if given is None else given
+    if len(each) != count:
+        raise InputError(
+            f"guidance_scale: one number, one for each of {count} pictures, or for each of them a list of one for "
+            f"every scale; found {len(each)}"
+        )
+    rows = []
+    for one in each:
+        row = listed(one)
+        if row is not None and len(row) != scales:
+            raise InputError(f"guidance_scale by scale has {scales} numbers, one for every scale; found {len(row)}")
+        rows.append(tuple(check_number("guidance_scale", v) for v in ([one] * scales if row is None else row)))
+    return tuple(rows)
+
+
+def _default(plan: Plan, name: str, value: Any) -> Any:
+    """What a caller gave, or the plan's default."""
+    if value is not None:
+        return value
+    defaults = dict(plan.defaults)
+    if name not in defaults:
+        raise InputError(f"{name}: this bundle has no default for it; give a number")
+    return defaults[name]
 
 
 def _setting(plan: Plan, name: str, value: Setting | None, count: int) -> tuple[float, ...]:
     """One number for each picture."""
-    if value is None:
-        defaults = dict(plan.defaults)
-        if name not in defaults:
-            raise InputError(f"{name}: this bundle has no default for it; give a number")
-        value = defaults[name]
+    value = _default(plan, name, value)
     given = listed(value)
     values = [value] * count if given is None else given
     if len(values) != count:
@@ -139,19 +161,20 @@ def check_number(name: str, value: Any) -> float:
 
 
 def check_tokens(plan: Plan, tokens: Sequence[ArrayLike | None] | None, count: int) -> dict[int, NDArray[np.int32]]:
-    """Forced tokens by step order, each (pictures, tokens of the step); raises where they do not fit the plan."""
+    """Forced tokens by step order, (pictures, tokens of the step, *draws); raises where they do not fit the plan."""
     if tokens is None:
         return {}
     entries = listed(tokens)
     if entries is None or len(entries) != len(plan.steps):
         found = type(tokens).__name__ if entries is None else len(entries)
         raise InputError(f"tokens: one entry (an array or None) for each of {len(plan.steps)} steps; found {found}")
-    vocabulary = plan.models[0][1].vocabulary
+    model = plan.models[0][1]
+    vocabulary = model.vocabulary
     forced = {}
     for step, given in zip(plan.steps, entries, strict=True):
         if given is None:
             continue
-        shape = (count, step.tokens_out)
+        shape = (count, step.tokens_out, *model.draws)
         try:
             array = np.asarray(given)
         except (ValueError, TypeError) as error:  # ragged, or on a device
@@ -181,14 +204,3 @@ def check_batch_sizes(sizes: Any) -> tuple[int, ...]:
             f"batch_sizes are whole numbers from 1 to {MOST_IMAGES}, at least one of them; found {sizes!r}"
         )
     return tuple(sorted({int(size) for size in given}))
-
-
-def listed(value: Any) -> list[Any] | None:
-    """The items of a sequence or an array; None for what is one value: a number, text, an array without axes."""
-    several = value.ndim > 0 if isinstance(value, np.ndarray) else isinstance(value, Sequence)
-    return list(value) if several and not isinstance(value, (str, bytes, bytearray)) else None
-
-
-def whole(value: Any) -> bool:
-    """Whether it is a whole number by its type."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

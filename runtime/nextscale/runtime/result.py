@@ -84,17 +84,20 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Result:
-    """The pictures of one call, in the order of its labels.
+    """The pictures of one call, in the order of its subjects.
 
-    ``tokens`` are the codes by step, each
-    (pictures, tokens of the step) int32. ``labels[i]``, ``seed`` and ``image_numbers[i]`` with the settings make
-    picture ``i`` again; the null class is the number behind the last class. ``seconds`` is the whole call.
+    ``subjects`` are class numbers (the null class is the number behind the last) or prompts ('' where features were
+    given), ``negatives`` what the pictures should not show, None for nothing. ``tokens`` are the codes by step, each
+    (pictures, tokens of the step) int32, with an axis of bits behind where the model is bitwise. ``subjects[i]``,
+    ``negatives[i]``, ``seed`` and ``image_numbers[i]`` with the settings make picture ``i`` again;
+    ``guidance_scale[i]`` has a number for every scale. ``seconds`` is the whole call.
     """
 
-    labels: tuple[int, ...]
+    subjects: tuple[int | str, ...]
+    negatives: tuple[str | None, ...]
     seed: int
     image_numbers: tuple[int, ...]
-    guidance_scale: tuple[float, ...]
+    guidance_scale: tuple[tuple[float, ...], ...]
     top_p: tuple[float, ...]
     temperature: tuple[float, ...]
     tokens: tuple[NDArray[np.int32], ...]
@@ -104,7 +107,7 @@ class Result:
     _floats: NDArray[np.float32] | None = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.subjects)
 
     @property
     def floats(self) -> NDArray[np.float32]:
@@ -131,13 +134,14 @@ class Result:
 
     def metadata(self, index: int) -> dict[str, str]:
         """What the PNG of picture ``index`` carries: enough to make it again."""
-        made = self.provenance
+        made, subject, negative = self.provenance, self.subjects[index], self.negatives[index]
         return {
             "Software": f"nextscale {made.versions.get('nextscale', 'unknown')}",
-            "nextscale.label": str(self.labels[index]),
+            "nextscale.prompt" if isinstance(subject, str) else "nextscale.label": str(subject),
+            **({} if negative is None else {"nextscale.negative": negative}),
             "nextscale.seed": str(self.seed),
             "nextscale.image": str(self.image_numbers[index]),
-            "nextscale.guidance_scale": repr(self.guidance_scale[index]),
+            "nextscale.guidance_scale": _one_or_all(self.guidance_scale[index]),
             "nextscale.top_p": repr(self.top_p[index]),
             "nextscale.temperature": repr(self.temperature[index]),
             "nextscale.recipe": made.recipe,
@@ -146,8 +150,14 @@ class Result:
             "nextscale.versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
         }
 
+    def _file_name(self, index: int) -> str:
+        """By seed and number; a class's number goes with it, a prompt is in the metadata alone."""
+        subject = self.subjects[index]
+        tail = "" if isinstance(subject, str) else f"-class{subject}"
+        return f"seed{self.seed}-{self.image_numbers[index]:05d}{tail}.png"
+
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write one PNG for each picture, named by seed, number and class, and return the paths.
+        """Write one PNG for each picture, named by seed, number and class (if any), and return the paths.
 
         The folder is made where it is not there. A file of the same name is replaced by the whole picture or not at
         all. Raises :class:`~nextscale.plan.errors.EnvironmentProblem` where it cannot be written.
@@ -162,7 +172,7 @@ class Result:
                 info = PngInfo()
                 for key, text in self.metadata(i).items():
                     info.add_itxt(key, text)
-                path = Path(folder) / f"seed{self.seed}-{self.image_numbers[i]:05d}-class{self.labels[i]}.png"
+                path = Path(folder) / self._file_name(i)
                 part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
                 try:
                     Image.fromarray(pixels).save(part, format="PNG", pnginfo=info)
@@ -173,6 +183,11 @@ class Result:
         except OSError as error:
             raise EnvironmentProblem(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
         return paths
+
+
+def _one_or_all(by_scale: tuple[float, ...]) -> str:
+    """One number where every scale has the same, else all of them."""
+    return ", ".join(map(repr, by_scale[:1] if len(set(by_scale)) == 1 else by_scale))
 
 
 def to_uint8(floats: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nextscale.plan.conditioning import Condition, conditions, given
 from nextscale.plan.errors import PlanError
 from nextscale.plan.types import Layer, Model, Plan, Step
 from nextscale.runtime.errors import ManifestError
@@ -19,10 +20,13 @@ from nextscale.runtime.manifest import IMAGES, PRECISIONS, ROWS, Graph, Manifest
 Shape = tuple[int | str, ...]
 
 
-def derive_graphs(plan: Plan, precision: str = "fp32") -> tuple[Graph, ...]:
+def derive_graphs(plan: Plan, precision: str = "fp32", text: bool = False) -> tuple[Graph, ...]:
     """``begin``, every step and ``decode`` with their complete inputs and outputs, in graph order.
 
-    Tapes and restore caches have the precision's dtype; everything else is float32, labels and tokens int32.
+    ``text`` puts a text encoder's graph in front, which makes features of token ids for ``begin``.
+
+    Tapes, restore caches and a text's keys and values have the precision's dtype; everything else is float32, labels,
+    lengths and tokens int32.
     Raises :class:`~nextscale.plan.errors.PlanError` for what a plan can say and graphs cannot do yet.
     """
     if precision not in PRECISIONS:
@@ -30,7 +34,7 @@ def derive_graphs(plan: Plan, precision: str = "fp32") -> tuple[Graph, ...]:
     _refuse_unsupported(plan)
     dtype = PRECISIONS[precision]
     steps = tuple(_step(plan, step, dtype) for step in plan.steps)
-    return (_begin(plan), *steps, _decode(plan))
+    return (*((_text(plan),) if text else ()), _begin(plan, dtype), *steps, _decode(plan))
 
 
 def check(manifest: Manifest) -> None:
@@ -39,7 +43,7 @@ def check(manifest: Manifest) -> None:
     if depth > max((len(g.outputs) for g in manifest.graphs), default=0):  # before a tensor is derived for each layer
         raise ManifestError(f"plan.models[0][1].depth: {depth} layers, and no graph has so many outputs")
     try:
-        expected = derive_graphs(manifest.plan, manifest.precision)
+        expected = derive_graphs(manifest.plan, manifest.precision, manifest.tokenizer is not None)
     except PlanError as error:
         raise ManifestError(f"plan: {error}") from error
     found = {g.name: g for g in manifest.graphs}
@@ -49,9 +53,9 @@ def check(manifest: Manifest) -> None:
         other = found.pop(graph.name)
         if other.step != graph.step:
             raise ManifestError(f"graphs.{graph.name}.step: the plan says {graph.step}, found {other.step}")
-        for kind, wanted, given in (("inputs", graph.inputs, other.inputs), ("outputs", graph.outputs, other.outputs)):
-            if wanted != given:
-                raise ManifestError(f"graphs.{graph.name}.{kind}: {_difference(wanted, given)}")
+        for kind, wanted, there in (("inputs", graph.inputs, other.inputs), ("outputs", graph.outputs, other.outputs)):
+            if wanted != there:
+                raise ManifestError(f"graphs.{graph.name}.{kind}: {_difference(wanted, there)}")
     if found:
         raise ManifestError(f"graphs: {sorted(found)} are not in the plan")
 
@@ -68,13 +72,23 @@ def cache_buffer(plan: Plan, cache: str) -> str:
     return f"cache.{found.sub_layer}.{found.layer:02d}"
 
 
-def _begin(plan: Plan) -> Graph:
+def _begin(plan: Plan, dtype: str) -> Graph:
     model = _model(plan)
-    outputs = [_out("cond.sos", (ROWS, model.width))]
-    outputs += [_out(f"cond.adaln.{i:02d}", (ROWS, 6, model.width)) for i in range(model.depth)]
-    outputs += [_out("cond.head", (ROWS, 2, model.width))]
-    labels = _in("labels", (IMAGES,), dtype="int32", source="labels")
-    return Graph("begin", "begin.onnx", None, (labels,), tuple(outputs))
+    inputs = tuple(_in(g.name, (IMAGES, *g.shape), dtype=g.dtype, source=g.name) for g in given(model))
+    outputs = tuple(_out(f"cond.{c.name}", (ROWS, *c.shape), dtype=_dtype(c, dtype)) for c in conditions(model))
+    return Graph("begin", "begin.onnx", None, inputs, outputs)
+
+
+def _text(plan: Plan) -> Graph:
+    text = _model(plan).text
+    if text is None:
+        raise PlanError(f"the plan {plan.name!r} is not conditioned on text, so it has no place for a text encoder")
+    inputs = (
+        _in("ids", (IMAGES, text.tokens), dtype="int32", source="ids"),
+        _in("length", (IMAGES,), dtype="int32", source="length"),
+    )
+    features = _out("text", (IMAGES, text.tokens, text.width), buffer="features")
+    return Graph("text", "text.onnx", None, inputs, (features,))
 
 
 def _decode(plan: Plan) -> Graph:
@@ -85,35 +99,34 @@ def _decode(plan: Plan) -> Graph:
 
 def _step(plan: Plan, step: Step, dtype: str) -> Graph:
     name = f"step_{step.order:02d}"
-    inputs = (*_step_inputs(plan, step), *_past(plan, step, dtype))
+    inputs = (*_step_inputs(plan, step, dtype), *_past(plan, step, dtype))
     outputs = (*_step_outputs(plan, step), *_written(plan, step, dtype))
     return Graph(name, f"{name}.onnx", step.order, inputs, outputs)
 
 
-def _step_inputs(plan: Plan, step: Step) -> Iterator[Tensor]:
-    model, n = _model(plan), step.tokens_in
-    if step.order == 0:
-        yield _in("cond.sos", (ROWS, model.width))
-    else:
-        turn = step.order % 2
-        yield _in("state.map", (IMAGES, n, model.code_channels), buffer=f"state.map.{turn}")
+def _step_inputs(plan: Plan, step: Step, dtype: str) -> Iterator[Tensor]:
+    model, n, turn = _model(plan), step.tokens_out, step.order % 2
+    if step.order:
+        yield _in("state.map", (IMAGES, step.tokens_in, model.code_channels), buffer=f"state.map.{turn}")
         yield _in("state.code_sum", _code_sum(plan), buffer=f"state.code_sum.{turn}")
-    for layer in step.layers:
-        yield _in(f"cond.adaln.{layer.index:02d}", (ROWS, 6, model.width))
-    yield _in("cond.head", (ROWS, 2, model.width))
-    yield _in("noise", (IMAGES, n, model.vocabulary), source="uniforms.0")
+    for condition in conditions(model):
+        if condition.read_by(step, first=step.order == 0):
+            yield _in(f"cond.{condition.name}", (ROWS, *condition.shape), dtype=_dtype(condition, dtype))
+    yield _in("noise", (IMAGES, n, model.head_outputs), source="uniforms.0")
     if step.sampling is not None and step.sampling.smooth:
-        yield _in("noise.smooth", (IMAGES, n, model.vocabulary), source="uniforms.1")
+        yield _in("noise.smooth", (IMAGES, n, model.head_outputs), source="uniforms.1")
+    if step.diffusion and model.diffusion is not None:
+        yield _in("noise.diffusion", (IMAGES, n, model.diffusion.steps, model.code_channels), source="uniforms.2")
     yield _in("guidance", (IMAGES, step.guidance_rows), source="guidance")
     yield _in("top_p", (IMAGES,), source="top_p")
     yield _in("temperature", (IMAGES,), source="temperature")
-    yield _in("tokens", (IMAGES, n), dtype="int32", buffer="tokens.forced", source="tokens")
+    yield _in("tokens", (IMAGES, n, *model.draws), dtype="int32", buffer="tokens.forced", source="tokens")
 
 
 def _step_outputs(plan: Plan, step: Step) -> Iterator[Tensor]:
     model, n, turn = _model(plan), step.tokens_out, (step.order + 1) % 2
-    yield _out("logits", (IMAGES, n, model.vocabulary))
-    yield _out("tokens", (IMAGES, n), dtype="int32")
+    yield _out("logits", (IMAGES, n, model.head_outputs))
+    yield _out("tokens", (IMAGES, n, *model.draws), dtype="int32")
     yield _out("state.code_sum", _code_sum(plan), buffer=f"state.code_sum.{turn}")
     if step.next_input.grid is not None:
         h, w = step.next_input.grid
@@ -158,7 +171,11 @@ def _cache(plan: Plan, cache: str) -> Shape:
 
 
 def _code_sum(plan: Plan) -> Shape:
-    return (IMAGES, _model(plan).code_channels, *plan.final_grid)
+    return (IMAGES, plan.tokenizer.code_channels, *plan.code_grid)
+
+
+def _dtype(condition: Condition, precision: str) -> str:
+    return precision if condition.dtype == "compute" else condition.dtype
 
 
 def _model(plan: Plan) -> Model:
@@ -219,7 +236,7 @@ def _refuse_unsupported(plan: Plan) -> None:
             reasons.append(f"step {step.order} of kind {step.kind!r}")
         elif step.next_input.rule != "code_sum":
             reasons.append(f"step {step.order} with the next input {step.next_input.rule!r}")
-        elif not step.tokens_in == step.tokens_out == h * w:
+        elif step.tokens_out != h * w or (step.order and step.tokens_in != h * w):
             reasons.append(f"step {step.order} with other tokens than its grid")
         elif any(len(layer.past) > 1 or any(s.gate for s in layer.past) for layer in step.layers):
             reasons.append(f"step {step.order} with gated or several tape segments in a layer")
