@@ -33,9 +33,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         plan = plan_for(chosen, checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
         folder = tmp_path_factory.mktemp("engines") / name
         folder.mkdir()
-        written = write_graphs(checkpoint, plan, "fp32", folder, lambda *progress: None, traced)
         options = Options(plan, Recipe(chosen.name, chosen.version))
-        write_manifest(folder, name, checkpoint, options, written.weights, ())
+        weights = write_graphs(checkpoint, options, folder, lambda *progress: None, traced)
+        write_manifest(folder, name, checkpoint, options, weights, ())
         bundles[name] = open_bundle(folder)
     return bundles
 

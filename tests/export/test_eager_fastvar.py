@@ -25,7 +25,7 @@ REQUEST = Request([1, 5], seed=3, guidance_scale=2.0, top_p=0.9)
 def replay(steps: list[EagerStep]) -> Request:
     """The same request with every token forced."""
     tokens = {i: step.prediction.tokens for i, step in enumerate(steps)}
-    return Request(REQUEST.labels, REQUEST.seed, REQUEST.guidance_scale, REQUEST.top_p, tokens=tokens)
+    return Request(REQUEST.subjects, REQUEST.seed, REQUEST.guidance_scale, REQUEST.top_p, tokens=tokens)
 
 
 def run(method: FastVAR | None, schedule: tuple[Grid, ...] = SQUARE, request: Request = REQUEST) -> list[EagerStep]:
@@ -72,7 +72,7 @@ def test_a_skipped_scale_leaves_the_others_as_they_are() -> None:
 
 def states(eager: Eager) -> list[tuple[dict[str, int], dict[str, tuple[int, ...]]]]:
     """After each step: rows of every tape, shape of every restore cache."""
-    cond, state, found = eager.var.begin(torch.tensor(REQUEST.labels), 2), State(), []
+    cond, state, found = eager.begin(eager.given(REQUEST)), State(), []
     for step in eager.plan.steps:
         with torch.inference_mode():
             eager.run_step(step, cond, state, eager.draw(step, REQUEST))
@@ -193,7 +193,7 @@ def test_the_chain_is_the_slow_loop(method: FastVAR, schedule: tuple[Grid, ...])
     eager = drawn_eager(method(full_plan(DEEP, schedule)))
     steps = list(eager.stream(REQUEST))
     slow = SlowLoop(eager.var, schedule, method)
-    for image, label in enumerate(REQUEST.labels):
+    for image, label in enumerate(REQUEST.subjects):
         rows = [Row({}, {}), Row({}, {})]
         given: Tensor | None = None
         for scale, done in enumerate(steps):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.drawn import MODEL, drawn_eager, full_plan
@@ -15,16 +16,26 @@ from nextscale.plan.errors import InputError
 
 @pytest.mark.parametrize("label", [-1, MODEL.classes + 1])
 def test_a_label_that_the_model_lacks(label: int) -> None:
-    with pytest.raises(InputError, match=rf"labels \[0, {label}\] are asked for; the model has 0\.\.{MODEL.classes}"):
+    last = MODEL.classes - 1
+    with pytest.raises(InputError, match=rf"labels are 0 to {last}, or None for no class; found {label}"):
         next(drawn_eager(full_plan()).stream(Request([0, label])))
 
 
+def test_the_null_class_is_the_number_behind_the_last_or_none() -> None:
+    eager = drawn_eager(full_plan())
+    for null in (MODEL.classes, np.int64(MODEL.classes), None):
+        assert eager.given(Request([0, null]))["labels"].tolist() == [0, MODEL.classes]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"labels": ["a"]}, r"labels \['a'\] are asked for"),
-    ({"labels": [1.5]}, r"labels \[1\.5\] are asked for"),
-    ({"labels": []}, r"labels \[\] are asked for"),
+    ({"subjects": ["a"]}, "label 'a': this bundle has no class names; its labels are 0 to 4"),
+    ({"subjects": [1.5]}, r"labels are 0 to 4, or None for no class; found 1\.5"),
+    ({"subjects": []}, "no labels or prompts: one makes one picture"),
+    ({"subjects": [True]}, "labels are 0 to 4, or None for no class; found True"),
+    ({"negative": 1}, "a negative prompt is given, and this model is conditioned on classes: leave it out"),
     ({"seed": -1}, "seed is a whole number from 0"),
     ({"guidance_scale": math.nan}, "guidance_scale is a number above -1e.06 and up to 1e.06; found nan"),
+    ({"guidance_scale": [1.0, 2.0]}, "guidance_scale by scale has 4 numbers, one for every scale; found 2"),
     ({"temperature": math.inf}, "temperature is a number above 1e-06 and up to 1e.06; found inf"),
     ({"temperature": 0.0}, r"found 0\.0"),
     ({"top_p": 1.01}, "top_p is a number above 0 and up to 1; found 1.01"),
@@ -45,4 +56,4 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 )
 def test_what_the_runtime_refuses_is_refused(request_: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        next(drawn_eager(full_plan()).stream(Request(**{"labels": [1, 4], **request_})))
+        next(drawn_eager(full_plan()).stream(Request(**{"subjects": [1, 4], **request_})))

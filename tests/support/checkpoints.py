@@ -39,7 +39,11 @@ class Files:
         (self.folder / "config.json").write_text(json.dumps(entries))
 
     def load(self, **options: Any) -> Checkpoint:
-        return load_checkpoint(self.paths["var"], self.paths["vae"], **options)
+        """The checkpoint, both models read: only then are their values looked at."""
+        checkpoint = load_checkpoint(self.paths["var"], self.paths["vae"], **options)
+        assert not checkpoint.var.training
+        assert not checkpoint.vae.training
+        return checkpoint
 
     def _fresh(self, part: str, suffix: str) -> Path:
         """A new file, for tensors of the old one may still be mapped."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from support.bundles import Net
+from support.net import Net
 
 from nextscale.runtime.backends.base import Bound
 from nextscale.runtime.backends.onnxruntime import OnnxRuntime

@@ -15,6 +15,7 @@ from nextscale.plan.errors import InputError, ParityError
 
 if TYPE_CHECKING:
     from nextscale.compare.debug.difference import Found, Row
+    from nextscale.runtime.subjects import Subject
 
 USUAL = ("onnxruntime", "onnxruntime-unoptimized")
 SHOWN = 12  # rows of a table: those beyond the tolerance, from the first on
@@ -38,7 +39,8 @@ def debug(
     model: Annotated[Path | None, typer.Option(metavar="FILE", help="The transformer, for eager.")] = None,
     vae: Annotated[Path | None, typer.Option(metavar="FILE", help="The tokenizer, for eager.")] = None,
     labels: Annotated[
-        str, typer.Option(metavar="LIST", help="Classes of the pictures whose inputs are recorded.")
+        str,
+        typer.Option(metavar="LIST", help="Classes, or numbers of drawn texts, of the pictures that are recorded."),
     ] = "0,1",
     seed: Annotated[int, typer.Option(help="Their noise.")] = 0,
     tolerance: Annotated[
@@ -72,6 +74,7 @@ def debug(
     from nextscale.compare.debug.difference import find
     from nextscale.compare.debug.record import find_graph
     from nextscale.compare.debug.runners import Task
+    from nextscale.compare.posed import posed
     from nextscale.runtime.bundle import open_bundle
     from nextscale.runtime.request import make_request
 
@@ -87,9 +90,14 @@ def debug(
         Task(name, side, find_graph(side.manifest, graph), checkpoint)
         for name, side in zip(names, (first, second), strict=True)
     )
-    classes = [read_label(text, first.manifest.classes or ()) for text in split_labels(labels)]
+    of: list[Subject] = [read_label(text, first.manifest.classes or ()) for text in split_labels(labels)]
+    if first.manifest.plan.model().text is not None:
+        numbers = [number for number in of if isinstance(number, int) and number >= 0]
+        if len(numbers) < len(of):
+            raise InputError(f"this bundle makes pictures of texts, which are drawn by number: 0,1; found {labels!r}")
+        of = posed(first.manifest.plan.model(), numbers)
     allowed = TOLERANCES.get(first.manifest.precision, 0.0) if tolerance is None else tolerance
-    found = find(one, other, make_request(first.manifest, classes, seed), allowed, only)
+    found = find(one, other, make_request(first.manifest, of, seed), allowed, only)
     if json:
         print_found_json(found)
     else:

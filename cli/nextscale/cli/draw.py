@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 SMALLER = "Another size than the recipe's"
 
 
+class Blocks(StrEnum):
+    """What blocks are stored in."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 class Form(StrEnum):
     """How a checkpoint is stored."""
 
@@ -43,7 +50,11 @@ def draw(
         str | None,
         typer.Option(metavar="LIST", help="Its widths by level, such as 1,2.", rich_help_panel=SMALLER),
     ] = None,
+    text_width: Annotated[
+        int | None, typer.Option(min=1, help="Channels of a text's features.", rich_help_panel=SMALLER)
+    ] = None,
     schedule: Schedule = None,
+    blocks: Annotated[Blocks, typer.Option(help="Of the transformer's blocks; all else is fp32.")] = Blocks.fp32,
 ) -> None:
     """Write a checkpoint of exactly the published keys and shapes, with drawn weights (its pictures mean nothing).
 
@@ -52,9 +63,13 @@ def draw(
     nextscale draw var-d16 -o tiny/ --depth 2 --width 64 --classes 10 \\
         --vocabulary 64 --schedule 1,2,3,4 --channels 32 --multipliers 1,2
 
+    nextscale draw infinity-2b-1m -o drawn/ --format safetensors --blocks bf16
+
     Writes var_d16.pth and vae_ch160v4096z32.pth (1.6 GB); the names follow the sizes. What they cannot tell, such as
     grids that are not square, goes into a config.json beside them.
     """
+    import torch
+
     from nextscale.cli.output import say, size_text
     from nextscale.cli.progress import Progress
     from nextscale.export.config import FILE_NAME
@@ -62,13 +77,15 @@ def draw(
     from nextscale.plan import recipes
 
     chosen = recipes.recipe(recipe)
-    model = _model(chosen, depth, width, heads, classes, vocabulary)
+    model = _model(chosen, depth, width, heads, classes, vocabulary, text_width)
     tokenizer = _tokenizer(chosen, channels, multipliers, vocabulary)
     grids = read_schedule(schedule) or chosen.schedule
     with Progress() as progress:
-        files = draw_checkpoint(model, tokenizer, grids, out, seed, form.value, progress)
+        dtype = getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[blocks.value])
+        files = draw_checkpoint(model, tokenizer, grids, out, seed, form.value, progress, dtype)
     for path in (*files, *out.glob(FILE_NAME)):
-        say(f"{path}  {size_text(path.stat().st_size)}")
+        parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        say(f"{path}  {size_text(sum(p.stat().st_size for p in parts))}")
     few = f" --top-k {model.vocabulary}" if chosen.sampling.top_k > model.vocabulary else ""
     say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]}{few} -o engines/NAME")
 
@@ -80,22 +97,19 @@ def _model(
     heads: int | None,
     classes: int | None,
     vocabulary: int | None,
+    text_width: int | None,
 ) -> Model:
-    """The recipe's transformer with other numbers; width and heads follow the depth where it alone is given."""
-    from nextscale.plan.recipes import var_model
-
-    was = chosen.model
-    if depth is None:
-        width, heads = width or was.width, heads or (was.heads if width is None else None)
-    model = var_model(depth or was.depth, width, heads)
-    return replace(
-        model,
-        classes=classes or was.classes,
-        vocabulary=vocabulary or was.vocabulary,
-        code_channels=was.code_channels,
-        qk_norm=was.qk_norm,
-        shared_adaln=was.shared_adaln,
-    )
+    """The recipe's transformer with other numbers."""
+    was = chosen.resized(chosen.model, depth, width, heads)
+    for option, value, there in (
+        ("--classes", classes, was.classes),
+        ("--vocabulary", vocabulary, not was.bits),
+        ("--text-width", text_width, was.text),
+    ):
+        if value is not None and not there:
+            raise InputError(f"{option} {value} is given, and {chosen.name} has none: leave it out")
+    text = None if was.text is None else replace(was.text, width=text_width or was.text.width)
+    return replace(was, classes=classes or was.classes, vocabulary=vocabulary or was.vocabulary, text=text)
 
 
 def _tokenizer(chosen: Recipe, channels: int | None, multipliers: str | None, vocabulary: int | None) -> Tokenizer:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -14,17 +15,29 @@ from nextscale.plan.errors import InputError
 
 if TYPE_CHECKING:
     from nextscale.export.checkpoint import Checkpoint
+    from nextscale.export.text import LoadedText
     from nextscale.plan.recipes import Recipe
     from nextscale.plan.types import Grid, Plan
 
 FILES, HUB = "The checkpoint, as local files", "The checkpoint, from a model hub"
+TEXT = "Texts, for models that draw them"
+
+
+class Check(StrEnum):
+    """What is proved before a bundle is published."""
+
+    numbers = "numbers"
+    signatures = "signatures"
 
 
 def export(
     recipe: Annotated[str, typer.Option("--recipe", "-r", metavar="RECIPE", help="What to make of it.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="BUNDLE", help="The new bundle, such as engines/mine.")],
     model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Transformer, .pth or .safetensors.", rich_help_panel=FILES)
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Transformer, .pth or .safetensors, or a folder of it.", rich_help_panel=FILES
+        ),
     ] = None,
     vae: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Tokenizer, .pth or .safetensors.", rich_help_panel=FILES)
@@ -46,6 +59,26 @@ def export(
     more_smooth: Annotated[
         bool, typer.Option("--more-smooth", help="Sample mixtures of codes, as VAR's option of that name.")
     ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A text encoder (flan-t5-xl, ...) to put into the bundle.", rich_help_panel=TEXT
+        ),
+    ] = None,
+    text_tokens: Annotated[
+        int | None,
+        typer.Option(min=2, help="Longest prompt, in tokens.", show_default="as trained: 512", rich_help_panel=TEXT),
+    ] = None,
+    system_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Before every prompt of a language model.", show_default="none", rich_help_panel=TEXT
+        ),
+    ] = None,
+    check: Annotated[
+        Check,
+        typer.Option(help="numbers: every graph against eager PyTorch; signatures: nothing is run, for large models."),
+    ] = Check.numbers,
     json: Json = False,
 ) -> None:
     """Export a checkpoint as a bundle: one static graph per scale step, verified against eager PyTorch.
@@ -55,9 +88,13 @@ def export(
         --model var_d16.pth --vae vae_ch160v4096z32.pth
     nextscale export --recipe var-d16 -o engines/var-d16 \\
         --repo FoundationVision/var
+    nextscale export --recipe infinity-2b-1m-fastvar -o engines/fox \\
+        --model infinity_2b_reg.pth --vae infinity_vae_d32reg.pth \\
+        --text flan-t5-xl/ --precision bf16 --check signatures
 
     The bundle appears whole or not at all. Top-k and the schedule are fixed;
     guidance scale, top-p and temperature are chosen with every picture.
+    Without --text, a bundle that draws texts is given their features.
     """
     from nextscale.plan import recipes
 
@@ -71,9 +108,10 @@ def export(
     from nextscale.runtime.manifest import Recipe as Named
 
     start = time.monotonic()
-    checkpoint = _checkpoint(chosen, model, vae, repo, revision, download_to, grids)
+    checkpoint = _checkpoint(chosen, model, vae, repo, revision, download_to, grids, text_tokens)
     plan = _plan(chosen, checkpoint, top_k, more_smooth)
-    options = Options(plan, Named(chosen.name, chosen.version), precision.value)
+    encoder = None if text is None else _text(text, plan, system_prompt)
+    options = Options(plan, Named(chosen.name, chosen.version), precision.value, check.value, encoder)
     with Progress() as progress:
         export_bundle(checkpoint, options, out, progress)
     print_bundle(out, time.monotonic() - start, json)
@@ -99,9 +137,11 @@ def _checkpoint(
     revision: str | None,
     folder: Path,
     grids: tuple[Grid, ...] | None,
+    tokens: int | None,
 ) -> Checkpoint:
     from nextscale.export.checkpoint import load_checkpoint
 
+    more: dict[str, Any] = {"usual": chosen.schedule, "text_tokens": tokens}
     if repo is not None:
         import sys
 
@@ -109,8 +149,18 @@ def _checkpoint(
 
         there = folder / repo.replace("/", "--")
         found = fetch(repo, revision, chosen.model, chosen.tokenizer, there, bars=sys.stderr.isatty())
-        return load_checkpoint(found.model, found.vae, grids, repo=repo, revision=found.revision)
-    return load_checkpoint(cast(Path, model), cast(Path, vae), grids)
+        return load_checkpoint(found.model, found.vae, grids, repo=repo, revision=found.revision, **more)
+    return load_checkpoint(cast(Path, model), cast(Path, vae), grids, **more)
+
+
+def _text(folder: Path, plan: Plan, system_prompt: str | None) -> LoadedText:
+    """The text encoder, if the plan's model takes texts of its width."""
+    wanted = plan.model().text
+    if wanted is None:
+        raise InputError(f"--text {folder} is given, and {plan.name} draws classes: leave it out")
+    from nextscale.export.text import load_text_encoder
+
+    return load_text_encoder(folder, wanted.tokens, system_prompt, wanted.width)
 
 
 def _plan(chosen: Recipe, checkpoint: Checkpoint, top_k: int | None, more_smooth: bool) -> Plan:

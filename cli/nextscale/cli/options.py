@@ -36,12 +36,12 @@ Schedule = Annotated[
 
 def read_schedule(text: str | None) -> tuple[Grid, ...] | None:
     """``1,2,3`` or ``1x1,2x3`` or a published schedule's name; None stays None."""
-    from nextscale.plan.schedules import SCHEDULES, squares
+    from nextscale.plan.schedules import SCHEDULES, schedule, squares
 
     if text is None:
         return None
-    if text in SCHEDULES:
-        return SCHEDULES[text]
+    if re.match("[a-z]+-", text):
+        return schedule(text)
     sides = [re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", part.strip()) for part in text.split(",")]
     if not all(sides) or len(sides) < 2:
         raise InputError(

@@ -33,4 +33,6 @@ def print_bundle(folder: Path, seconds: float, json: bool) -> None:
         else:
             error = f"largest difference {worst.max_error:.2g} ({worst.graph})"
             say(f"verified against eager PyTorch: {len(checked)} graphs, {how}, {error}")
-    say(f"next: nextscale generate {folder} --labels 0,1 --seed 0 -o out/")
+    texts = '--prompt "a red fox in the snow"' if manifest.tokenizer else "--features FILE.npy"
+    of = "--labels 0,1" if manifest.plan.model().text is None else texts
+    say(f"next: nextscale generate {folder} {of} --seed 0 -o out/")

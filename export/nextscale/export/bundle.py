@@ -9,13 +9,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import onnx
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -24,15 +25,23 @@ from nextscale.export.components import compute_in
 from nextscale.export.eager import Eager
 from nextscale.export.graphs import DTYPES, GraphBuilder, Traced
 from nextscale.export.hidden import hidden_folder
-from nextscale.export.names import tensors_of
-from nextscale.export.state_dict import file_digest
+from nextscale.export.lazy import Entry
+from nextscale.export.models.contract import TokenizerModel, Transformer
+from nextscale.export.names import weights_of
+from nextscale.export.parameters import Parameters
+from nextscale.export.readers.tokenizers import IGNORED
+from nextscale.export.state_dict import file_digest, fitting
+from nextscale.export.text import LoadedText, write_tokenizer
+from nextscale.export.text_graph import text_graph, text_tensors
+from nextscale.export.text_verify import verify_text
 from nextscale.export.twin import same_but_for_rounding
-from nextscale.export.verify import HERE, TOLERANCES, verify
+from nextscale.export.verify import HERE, TOLERANCES, check_signatures, verify
 from nextscale.export.weights import weight_table, write_weights
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.plan.types import Plan
-from nextscale.runtime.manifest import FILE_NAME, File, Manifest, Recipe, Verified, Weight, dumps
+from nextscale.runtime.manifest import FILE_NAME, File, Manifest, Recipe, SourceFile, Verified, Weight, dumps
 from nextscale.runtime.signatures import derive_graphs
+from nextscale.runtime.text import TOKENIZER_FILE
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -40,13 +49,22 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 VERSIONED = ("nextscale", "torch", "onnx", "onnxscript", "onnxruntime")
 
 
+CHECKS = ("numbers", "signatures")
+
+
 @dataclass(frozen=True)
 class Options:
-    """What an export is, but for its weights; ``precision`` is fp32, fp16 or bf16."""
+    """What an export is, but for its weights; ``precision`` is fp32, fp16 or bf16.
+
+    ``check`` is ``numbers`` (every graph against the eager model) or ``signatures``: that every graph takes, gives and
+    reads what it should, for models that are too large to be run here. ``text`` is the text encoder that goes along.
+    """
 
     plan: Plan
     recipe: Recipe
     precision: str = "fp32"
+    check: str = "numbers"
+    text: LoadedText | None = None
 
 
 def export_bundle(
@@ -60,45 +78,92 @@ def export_bundle(
     :class:`EnvironmentProblem` when the disk is full.
     """
     traced = {} if traced is None else traced
+    if options.check not in CHECKS:
+        raise InputError(f"check {options.check!r} is unknown; known are {', '.join(CHECKS)}")
     with publishing(out) as folder:
-        written = write_graphs(checkpoint, options.plan, options.precision, folder, progress, traced)
-        twin_verified: tuple[Verified, ...] = ()
-        if options.precision != "fp32":
-            with TemporaryDirectory(dir=out.parent, prefix=f"{folder.name}-") as name:
-                twin = Path(name)
-                eager = write_graphs(checkpoint, options.plan, "fp32", twin, progress, traced).eager
-                twin_verified = verify(twin, eager, "fp32", _stage(progress, "verify"), f"float32 twin on {HERE}")
-                same_but_for_rounding(folder, twin)
-        verified = twin_verified
-        if options.precision in TOLERANCES:
-            how = f"float32 twin, then {HERE}" if twin_verified else HERE
-            verified = verify(folder, written.eager, options.precision, _stage(progress, "verify"), how)
-        write_manifest(folder, out.name, checkpoint, options, written.weights, verified)
+        weights = write_graphs(checkpoint, options, folder, progress, traced)
+        verified = _verified(checkpoint, options, folder, progress, traced)
+        text = options.text.files if options.text is not None else ()
+        write_manifest(folder, out.name, checkpoint, options, weights, verified, text)
     return out
 
 
-@dataclass(frozen=True)
-class Written:
-    """What is in a folder: the eager model in the precision of the graphs, and the account of the weights."""
-
-    eager: Eager
-    weights: dict[str, Weight]
+def _verified(
+    checkpoint: Checkpoint, options: Options, folder: Path, progress: Progress, traced: Traced
+) -> tuple[Verified, ...]:
+    """The checks of a folder whose graphs and weights are written; half precision has a float32 twin for it."""
+    plan, precision = options.plan, options.precision
+    if options.check == "signatures":
+        return check_signatures(folder, derive_graphs(plan, precision, options.text is not None))
+    verified: tuple[Verified, ...] = ()
+    if precision != "fp32":
+        with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as name:
+            twin, single = Path(name), replace(options, precision="fp32")
+            write_graphs(checkpoint, single, twin, progress, traced)
+            eager = prepared(checkpoint, plan, "fp32")
+            verified = verify(twin, eager, "fp32", _stage(progress, "verify"), f"float32 twin on {HERE}")
+            if options.text is not None:
+                verified += (verify_text(twin / "text.onnx", options.text),)
+            same_but_for_rounding(folder, twin)
+    if precision in TOLERANCES:
+        how = f"float32 twin, then {HERE}" if verified else HERE
+        found = verify(folder, prepared(checkpoint, plan, precision), precision, _stage(progress, "verify"), how)
+        if options.text is not None:
+            encoder = _sharing(options.text.encoder).compute_in(DTYPES[precision])
+            found += (verify_text(folder / "text.onnx", options.text, encoder, TOLERANCES[precision]),)
+        verified = found
+    return verified
 
 
 def write_graphs(
-    checkpoint: Checkpoint, plan: Plan, precision: str, folder: Path, progress: Progress, traced: Traced
-) -> Written:
-    """Traces what is not traced yet, then writes the weights and every graph into ``folder``."""
-    composers = GraphBuilder(plan, precision, traced).build(_stage(progress, "trace"))
-    eager = prepared(checkpoint, plan, precision)
+    checkpoint: Checkpoint, options: Options, folder: Path, progress: Progress, traced: Traced
+) -> dict[str, Weight]:
+    """Traces what is not traced yet, then writes the weights and every graph into ``folder``; the weights' account.
+
+    Weights are read, derived and cast one by one: no model is in memory.
+    """
+    plan, precision = options.plan, options.precision
+    builder = GraphBuilder(plan, precision, traced)
+    composers = builder.build(_stage(progress, "trace"))
     names: set[str] = set().union(*(c.weights for c in composers))
-    tensors = tensors_of(names, eager.var, eager.vae)
+    tensors: dict[str, Entry] = dict(weights_of(names, parameters(checkpoint, builder.var, builder.vae)))
+    if options.text is not None:
+        encoder = _sharing(options.text.encoder).compute_in(DTYPES[precision])
+        signature = derive_graphs(plan, precision, text=True)[0]
+        composers.append(text_graph(encoder, signature, traced))
+        tensors |= text_tensors(composers[-1].weights, encoder)
+        write_tokenizer(options.text, folder)
     room(folder, sum(t.nbytes for t in tensors.values()))
     progress("write", 0, 1, "weights")
     references = write_weights(tensors, folder)
     for composer in composers:
         onnx.save_model(composer.model(references), folder / composer.signature.file)
-    return Written(eager, weight_table(tensors))
+    return weight_table(tensors)
+
+
+def parameters(checkpoint: Checkpoint, var: Transformer, vae: TokenizerModel) -> dict[str, Parameters]:
+    """Every weight of a checkpoint as graphs have it; ``var`` and ``vae`` are folded and cast, with shapes alone."""
+    empty_var, empty_vae = checkpoint.empty_var(), checkpoint.empty_vae()
+    return {
+        "var": Parameters(
+            empty_var,
+            var,
+            fitting(empty_var, checkpoint.var_state, checkpoint.var_file, checkpoint.ignored),
+            checkpoint.var_file,
+        ),
+        "vae": Parameters(
+            empty_vae, vae, fitting(empty_vae, checkpoint.vae_state, checkpoint.vae_file, IGNORED), checkpoint.vae_file
+        ),
+    }
+
+
+def final(checkpoint: Checkpoint, precision: str) -> tuple[Transformer, TokenizerModel]:
+    """A checkpoint's models as graphs have them, folded and cast, on the meta device."""
+    var, vae = checkpoint.empty_var(), checkpoint.empty_vae()
+    with torch.device("meta"):
+        var.fold(), vae.fold()
+    compute_in(var, vae, DTYPES[precision])
+    return var, vae
 
 
 def write_manifest(
@@ -108,20 +173,23 @@ def write_manifest(
     options: Options,
     weights: dict[str, Weight],
     verified: tuple[Verified, ...],
+    text: tuple[SourceFile, ...] = (),
 ) -> None:
-    """The manifest of a folder whose other files are complete."""
+    """The manifest of a folder whose other files are complete; ``text`` are those that its text encoder came from."""
+    source = replace(checkpoint.source, files=(*checkpoint.source.files, *text))
     manifest = Manifest(
         name=name,
         recipe=options.recipe,
         precision=options.precision,
         plan=options.plan,
-        graphs=derive_graphs(options.plan, options.precision),
+        graphs=derive_graphs(options.plan, options.precision, bool(text)),
         files=listed(folder),
         weights=weights,
         versions={package: version(package) for package in VERSIONED},
-        source=checkpoint.source,
+        source=source,
         verified=verified,
         classes=checkpoint.class_names or None,
+        tokenizer=TOKENIZER_FILE if text else None,
     )
     (folder / FILE_NAME).write_text(dumps(manifest), encoding="utf-8")
 

@@ -29,6 +29,7 @@ class Composer:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     weights: set[str] = field(default_factory=set)
+    aliases: dict[str, str] = field(default_factory=dict)  # values that are weights as they are
 
     def place(
         self, component: Component, key: str, at: str, bound: Mapping[str, str], weights: Mapping[str, str]
@@ -38,7 +39,7 @@ class Composer:
         ``bound`` names its inputs and outputs in this graph, ``weights`` the initializers that its weights are.
         Constants are shared by all copies of a component, under its ``key``.
         """
-        names = {**bound, **weights}
+        names = {**{name: self.aliases.get(value, value) for name, value in bound.items()}, **weights}
         self.weights.update(weights.values())
         for tensor in component.graph.initializer:
             names[tensor.name] = f"{key}/{tensor.name}"
@@ -54,12 +55,19 @@ class Composer:
             copy.input[:] = [names.get(v, f"{at}/{v}") if v else "" for v in node.input]
             copy.output[:] = [names.get(v, f"{at}/{v}") if v else "" for v in node.output]
             self.nodes.append(copy)
-        self._pass_through(component, bound, at)
+        self._pass_through(component, bound, at, weights)
 
-    def _pass_through(self, component: Component, bound: Mapping[str, str], at: str) -> None:
-        """An output that is an input of the component, or leaves it twice, needs a node to carry its other name."""
+    def _pass_through(
+        self, component: Component, bound: Mapping[str, str], at: str, weights: Mapping[str, str]
+    ) -> None:
+        """An output that is an input of the component, or leaves it twice, needs a node to carry its other name.
+
+        One that is a weight has the weight's name from here on: a node would copy the weight in every session.
+        """
         for wanted, output in zip(component.outputs, component.graph.output, strict=True):
-            if output.name != wanted:
+            if output.name in weights:
+                self.aliases[bound[wanted]] = weights[output.name]
+            elif output.name != wanted:
                 source = bound.get(output.name, f"{at}/{output.name}")
                 self.nodes.append(helper.make_node("Identity", [source], [bound[wanted]], name=f"{at}/{wanted}"))
 

@@ -30,8 +30,11 @@ class Config:
 
 
 def config_beside(checkpoint: Path) -> Config:
-    """The ``config.json`` in a checkpoint's folder, or one that says nothing; :class:`InputError` if it is broken."""
-    path = checkpoint.parent / FILE_NAME
+    """The ``config.json`` beside a checkpoint's file, or in its folder, or one that says nothing.
+
+    Raises :class:`InputError` if it is broken.
+    """
+    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / FILE_NAME
     if not path.is_file():
         return Config(path)
     try:
@@ -45,7 +48,7 @@ def config_beside(checkpoint: Path) -> Config:
         raise _wrong(path, "vae", vae, "an object")
     return Config(
         path,
-        _schedule(path, loaded.get("patch_nums")),
+        None if loaded.get("patch_nums") is None else read_schedule(path, loaded["patch_nums"]),
         _count(path, "heads", loaded.get("heads")),
         _count(path, "norm_groups", vae.get("norm_groups")) or NORM_GROUPS,
         _names(path, loaded.get("class_names")),
@@ -65,9 +68,8 @@ def entries_of(model: Model, tokenizer: Tokenizer, schedule: tuple[Grid, ...]) -
     return entries
 
 
-def _schedule(path: Path, sides: Any) -> tuple[Grid, ...] | None:
-    if sides is None:
-        return None
+def read_schedule(path: Path, sides: Any) -> tuple[Grid, ...]:
+    """The entry ``patch_nums`` of the file at ``path``."""
     grids = tuple((s, s) if _whole(s) else s for s in sides) if isinstance(sides, list) else ()
     if not grids or not all(isinstance(g, (list, tuple)) and len(g) == 2 and all(map(_whole, g)) for g in grids):
         raise _wrong(path, "patch_nums", sides, "a list of sides or [height, width] pairs, whole numbers above 0")

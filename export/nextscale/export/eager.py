@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.export.models.contract import Conditions, Rotation, TokenizerModel, Transformer
 from nextscale.export.models.resize import resizes_of
 from nextscale.export.models.step import Draw, Prediction, no_tokens, predict
-from nextscale.export.models.var import VAR, Conditioning
-from nextscale.export.models.vqvae import VQVAE
+from nextscale.plan.conditioning import block_conditions
 from nextscale.plan.errors import InputError, PlanError
 from nextscale.plan.types import Layer, Plan, Step, TapeWrite
-from nextscale.runtime.noise import SAMPLING, SMOOTHING, step_uniforms
-from nextscale.runtime.request import RANGES, check_number, check_tokens, check_word, whole
+from nextscale.runtime.arguments import whole
+from nextscale.runtime.noise import DIFFUSION, SAMPLING, SMOOTHING, step_uniforms
+from nextscale.runtime.request import by_scale, check_number, check_tokens, check_word, guidance_rows
+from nextscale.runtime.subjects import Subject, make_subjects
 
 OnBlock = Callable[[int, int, Tensor], None]  # step order, layer index, residual stream (R, n, C)
 Rows = tuple[Tensor, Tensor]  # keys and values (rows, R, H, hd)
@@ -44,45 +46,62 @@ class EagerStep:
 
 @dataclass(frozen=True)
 class Request:
-    """What is generated: ``tokens`` forces the tokens of steps, by order; entries of -1 are sampled."""
+    """What is generated: ``subjects`` and ``negative`` are what :func:`make_subjects` takes, classes or features.
 
-    labels: Sequence[int]
+    ``guidance_scale`` is one number, or one for every scale of the schedule. ``tokens`` forces the tokens of steps, by
+    order; entries of -1 are sampled.
+    """
+
+    subjects: Sequence[Subject]
     seed: int = 0
-    guidance_scale: float = 1.5
+    guidance_scale: float | Sequence[float] = 1.5
     top_p: float = 1.0
     temperature: float = 1.0
     tokens: dict[int, Tensor] | None = None
+    negative: Subject | Sequence[Subject] = None
+
+    def __len__(self) -> int:
+        return len(self.subjects)
 
 
 class Eager:
     """A plan over a loaded transformer and tokenizer. Not thread-safe; deterministic for a seed.
 
-    ``dtype_of_tapes`` follows the transformer's weights. ``device`` is where the modules live.
+    ``device`` is where the modules live; the dtype of tapes follows the transformer's weights.
     """
 
-    def __init__(self, plan: Plan, var: VAR, vae: VQVAE) -> None:
+    def __init__(self, plan: Plan, var: Transformer, vae: TokenizerModel) -> None:
         self.plan, self.var, self.vae = plan, var.eval(), vae.eval()
         for resize in (var.resize, vae.quantize.resize):
             resize.prepare(resizes_of(plan))
-            resize.to(var.pos_start.device)
+            resize.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.var.word_embed.weight.device
 
     def draw(self, step: Step, request: Request) -> Draw:
         """The noise and the guidance weights of a step, on the model's device."""
-        device, images = self.var.pos_start.device, len(request.labels)
-        shape = (images, step.tokens_out, self.plan.model(step.weight_set).vocabulary)
-        noise = [
-            torch.from_numpy(step_uniforms(request.seed, range(images), step.order, stream, shape[1:])).to(device)
-            for stream in ((SAMPLING, SMOOTHING) if step.sampling and step.sampling.smooth else (SAMPLING,))
-        ]
-        weights = [c + s * request.guidance_scale for c, s in self.plan.guidance.weights[step.scale]]
+        device, images, model = self.device, len(request), self.plan.model(step.weight_set)
+
+        def uniforms(stream: int, *shape: int) -> Tensor:
+            drawn = step_uniforms(request.seed, range(images), step.order, stream, (step.tokens_out, *shape))
+            return torch.from_numpy(drawn).to(device)
+
+        smooth = step.sampling is not None and step.sampling.smooth
+        scales = by_scale(self.plan, [request.guidance_scale] * images, images)
         forced = (request.tokens or {}).get(step.order)
         return Draw(
-            torch.tensor([weights] * images, dtype=torch.float32, device=device),
+            torch.from_numpy(guidance_rows(self.plan, step, scales)).to(device),
             torch.full((images,), request.temperature, device=device),
             torch.full((images,), request.top_p, device=device),
-            noise[0],
-            (no_tokens(images, step) if forced is None else forced.to(torch.int32)).to(device),
-            noise[1] if len(noise) > 1 else None,
+            uniforms(SAMPLING, model.head_outputs),
+            (no_tokens(images, step, model.draws) if forced is None else forced.to(torch.int32)).to(device),
+            uniforms(SMOOTHING, model.head_outputs) if smooth else None,
+            uniforms(DIFFUSION, model.diffusion.steps, model.code_channels)
+            if step.diffusion and model.diffusion
+            else None,
         )
 
     @torch.inference_mode()
@@ -90,67 +109,75 @@ class Eager:
         self, request: Request, on_block: Callable[[int, int, Tensor], None] | None = None
     ) -> Iterator[EagerStep]:
         """Runs step by step. ``on_block(step order, layer index, x)`` sees the residual stream after every block."""
-        self._check(request)
-        labels = torch.tensor(request.labels, device=self.var.pos_start.device)
-        cond, state = self.begin(labels), State()
+        cond, state = self.begin(self.given(request)), State()
         for step in self.plan.steps:
             start = time.perf_counter()
             prediction = self.run_step(step, cond, state, self.draw(step, request), on_block)
             yield EagerStep(step, prediction, time.perf_counter() - start)
 
-    def begin(self, labels: Tensor) -> Conditioning:
-        """What is computed once per picture, of labels (B,)."""
-        return self.var.begin(labels, len(self.plan.guidance.rows))
+    def begin(self, given: Mapping[str, Tensor]) -> Conditions:
+        """What is computed once per picture, of what :meth:`given` makes of a request."""
+        return self.var.begin(given, len(self.plan.guidance.rows))
 
-    def _check(self, request: Request) -> None:
-        """Refuses what the runtime refuses, so that both sides of a comparison are asked the same."""
-        classes, forced = self.var.model.classes, dict(request.tokens or {})
-        if not request.labels or not all(whole(label) and 0 <= label <= classes for label in request.labels):
-            raise InputError(
-                f"labels {list(request.labels)} are asked for; the model has 0..{classes}, one for a picture"
-            )
+    def given(self, request: Request) -> dict[str, Tensor]:
+        """What ``begin`` takes, on the model's device.
+
+        Refuses what the runtime refuses, so that both sides of a comparison are asked the same. A class may also be
+        given by the number behind the last, which is no class.
+        """
+        model, forced = self.plan.model(), dict(request.tokens or {})
+        null = [None if whole(s) and s == model.classes else s for s in request.subjects]
+        subjects = make_subjects(model, null, request.negative)
         check_word("seed", request.seed)
-        for name in RANGES:
+        by_scale(self.plan, [request.guidance_scale] * len(request), len(request))
+        for name in ("top_p", "temperature"):
             check_number(name, getattr(request, name))
         tokens = [None if (t := forced.pop(step.order, None)) is None else t.cpu() for step in self.plan.steps]
-        check_tokens(self.plan, tokens, len(request.labels))
+        check_tokens(self.plan, tokens, len(request))
         if forced:
             raise InputError(
                 f"tokens are forced at steps {sorted(forced)}; the plan has {len(self.plan.steps)}, from 0"
             )
+        return {name: torch.from_numpy(array).to(self.device) for name, array in subjects.given.items()}
 
     def run_step(
         self,
         step: Step,
-        cond: Conditioning,
+        cond: Conditions,
         state: State,
         draw: Draw,
         on_block: OnBlock | None = None,
     ) -> Prediction:
         """One step of the chain; ``state`` is updated."""
-        source = cond.sos if state.map is None else state.map
-        x = self.var.embed(step.scale, source, step.guidance_rows)
+        source = cond["sos"] if state.map is None else state.map
+        x = self.var.embed(step, source, step.guidance_rows)
+        rotation = self.var.rotation(step, cond)
         for layer in step.layers:
-            x = self.run_layer(x, layer, step, cond, state)
+            x = self.run_layer(x, layer, step, cond, state, rotation)
             if on_block:
                 on_block(step.order, layer.index, x)
-        logits = self.var.logits(x[:, -step.tokens_out :], cond.head)
-        prediction = predict(
-            self.vae.quantize, step, len(self.plan.schedule), self.plan.final_grid, logits, draw, state.code_sum
-        )
+        prediction = predict(self.plan, step, self.var, self.vae.quantize, x, cond["head"], draw, state.code_sum)
         state.map, state.code_sum = prediction.next_map, prediction.code_sum
         return prediction
 
-    def run_layer(self, x: Tensor, layer: Layer, step: Step, cond: Conditioning, state: State) -> Tensor:
+    def run_layer(
+        self,
+        x: Tensor,
+        layer: Layer,
+        step: Step,
+        cond: Conditions,
+        state: State,
+        rotation: Rotation | None,
+    ) -> Tensor:
         """One block: reads tapes and restore caches, leaves what the plan has it leave."""
         caches = {
             sub.name: (state.caches[sub.cache], self.plan.cache(sub.cache).grid)
             for sub in layer.sub_layers
             if sub.kept is not None and sub.cache
         }
-        out = self.var.blocks[layer.index](
-            x, cond.adaln[layer.index], layer, step.grid, self.var.resize, past_rows(layer, state.tapes), caches
-        )
+        own = {c.part: cond[c.name] for c in block_conditions(self.plan.model(step.weight_set), layer.index)}
+        block = self.var.layer(layer.index)
+        out = block(x, own, layer, step.grid, self.var.resize, past_rows(layer, state.tapes), caches, rotation)
         for write in layer.writes:
             state.tapes[write.tape] = written(write, state.tapes.get(write.tape), (out.key, out.value))
         for sub in layer.sub_layers:
@@ -179,7 +206,7 @@ class Eager:
 def past_rows(layer: Layer, tapes: Mapping[str, Rows]) -> Rows | None:
     """The rows of earlier steps that a layer attends to, in the order of its segments; None where it has no past."""
     if any(s.gate for s in layer.past):
-        raise PlanError(f"layer {layer.index} reads rows through a gate, which a VAR block does not have")
+        raise PlanError(f"layer {layer.index} reads rows through a gate, which its block does not have")
     parts = [tuple(t[s.start : s.start + s.length] for t in tapes[s.tape]) for s in layer.past]
     if len(parts) < 2:
         return (parts[0][0], parts[0][1]) if parts else None
@@ -192,6 +219,6 @@ def written(write: TapeWrite, before: Rows | None, rows: Rows) -> Rows:
     if len(keys) < write.start or len(rows[0]) != write.length:
         raise PlanError(
             f"the plan leaves {write.length} rows at row {write.start} of the tape {write.tape!r}; "
-            f"a VAR block leaves all of its {len(rows[0])}, and {len(keys)} rows are there"
+            f"the block leaves all of its {len(rows[0])}, and {len(keys)} rows are there"
         )
     return torch.cat((keys[: write.start], rows[0])), torch.cat((values[: write.start], rows[1]))

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nextscale.export.models.vqvae import VQVAE
+from nextscale.export.families import tokenizer_model
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE
 
@@ -24,7 +24,7 @@ def extract_tokenizer(bundle: Path, folder: Path) -> Path:
     table, plan = opened.manifest.weights, opened.manifest.plan
     names = {weight.keys[0]: name for name, weight in table.items() if len(weight.keys) == 1}
     with torch.device("meta"):
-        wanted = VQVAE(plan.tokenizer, len(plan.schedule), encoder=False).state_dict()
+        wanted = tokenizer_model(plan.tokenizer, len(plan.schedule), encoder=False).state_dict()
     state = {}
     with safe_open(opened.path(WEIGHTS_FILE), framework="pt") as weights:
         for key, shape in wanted.items():

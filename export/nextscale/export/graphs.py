@@ -10,16 +10,18 @@ import torch
 
 from nextscale.export.components import Begin, BlockStep, Decode, Embed, Finish, compute_in
 from nextscale.export.compose import Composer
+from nextscale.export.families import tokenizer_model, transformer
 from nextscale.export.models.resize import resizes_of
-from nextscale.export.models.var import VAR
-from nextscale.export.models.vqvae import VQVAE
 from nextscale.export.names import bundle_names
 from nextscale.export.trace import Argument, Component, Piece, trace, without_weights
+from nextscale.plan.conditioning import Condition, block_conditions, conditions, given
 from nextscale.plan.types import Layer, Plan, Step, SubLayer
-from nextscale.runtime.manifest import IMAGES, ROWS, Graph
+from nextscale.runtime.manifest import ROWS, Graph
 from nextscale.runtime.signatures import cache_buffer, derive_graphs, tape_buffer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+TORCH_DTYPES = {"float32": torch.float32, "int32": torch.int32}
+ROTATION = ("rotation.cos", "rotation.sin")
 PIECES_PER_TRACE = 8  # enough to share a trace's fixed cost, few enough for a progress bar that moves
 
 Traced = dict[Hashable, Component]
@@ -56,10 +58,10 @@ class GraphBuilder:
         self.traced: Traced = {} if traced is None else traced
         self.pieces: dict[Hashable, Piece] = {}
         # What every piece depends on beside its own shape.
-        self.base = (plan.model(), plan.tokenizer, plan.schedule, plan.final_grid, self.rows, precision)
+        self.base = (plan.model(), plan.tokenizer, plan.schedule, self.rows, precision)
         with without_weights() as self.mode:
-            self.var = VAR(plan.model(), plan.schedule).fold()
-            self.vae = VQVAE(plan.tokenizer, len(plan.schedule), encoder=False).fold()
+            self.var = transformer(plan.model(), plan.schedule).fold()
+            self.vae = tokenizer_model(plan.tokenizer, len(plan.schedule), encoder=False).fold()
             compute_in(self.var, self.vae, self.dtype)
             for resize in (self.var.resize, self.vae.quantize.resize):
                 resize.prepare(resizes_of(plan))
@@ -82,7 +84,8 @@ class GraphBuilder:
             composer = Composer(blueprint.signature)
             for p in blueprint.placements:
                 component = self.traced[p.key]
-                weights = bundle_names(component.weights, p.layer)
+                block = None if p.layer is None else self.var.layer_path(p.layer)
+                weights = bundle_names(component.weights, block)
                 composer.place(component, self.pieces[p.key].label, p.at, p.names, weights)
             composers.append(composer)
         return composers
@@ -95,9 +98,12 @@ class GraphBuilder:
         return key
 
     def _begin(self, signature: Graph) -> Blueprint:
-        labels = (Argument("labels.in", (IMAGES,), torch.int32),)
-        outputs = tuple(t.name for t in signature.outputs)
-        piece = Piece("begin", Begin(self.var, self.rows), labels, outputs)
+        model = self.plan.model()
+        names, made = tuple(g.name for g in given(model)), tuple(c.name for c in conditions(model))
+        arguments = tuple(Argument(t.name, t.shape, TORCH_DTYPES[t.dtype]) for t in signature.inputs)
+        piece = Piece(
+            "begin", Begin(self.var, self.rows, names, made), arguments, tuple(t.name for t in signature.outputs)
+        )
         return Blueprint(signature, [self._alone(piece)])
 
     def _decode(self, signature: Graph) -> Blueprint:
@@ -111,25 +117,37 @@ class GraphBuilder:
     def _step(self, signature: Graph, step: Step) -> Blueprint:
         """Embed, the step's layers, finish."""
         model = self.plan.model()
-        first = step.order == 0
-        shape = (ROWS, model.width) if first else (IMAGES, step.tokens_in, model.code_channels)
-        embed = self._piece(
-            ("embed", step.scale),
-            lambda: Piece(f"embed.{step.scale}", Embed(self.var, step), (Argument("source", shape),), ("x",)),
-        )
-        source = "cond.sos.in" if first else "state.map.in"
-        placements = [Placement(embed, "embed", {"source": source, "x": "embed/x"})]
+        source = "state.map.in" if step.order else "cond.sos.in"
+        read = [c for c in conditions(model) if c.reader == "embed"]
+        rotates = model.rope != "none"
+
+        def make() -> Piece:
+            shape = {t.name: t.shape for t in signature.inputs}[source]
+            arguments = (Argument("source", shape), *(self._condition(c.name, c) for c in read))
+            module = Embed(self.var, step, tuple(c.name for c in read))
+            return Piece(f"embed.{step.scale}", module, arguments, ("x", *(ROTATION if rotates else ())))
+
+        names = {"source": source, "x": "embed/x"} | {f"{c.name}.in": f"cond.{c.name}.in" for c in read}
+        names |= {part: f"embed/{part}" for part in ROTATION if rotates}
+        placements = [Placement(self._piece(("embed", step.scale, step.order == 0), make), "embed", names)]
         x = "embed/x"
         for layer in step.layers:
             placements.append(self._layer(step, layer, x))
             x = f"blocks.{layer.index}/x"
         return Blueprint(signature, [*placements, self._finish(signature, step, x)])
 
+    def _condition(self, name: str, condition: Condition) -> Argument:
+        dtype = self.dtype if condition.dtype == "compute" else TORCH_DTYPES[condition.dtype]
+        return Argument(f"{name}.in", (ROWS, *condition.shape), dtype)
+
     def _layer(self, step: Step, layer: Layer, x: str) -> Placement:
         """One block; layers of equal shape differ in nothing but names."""
         plan, at = self.plan, f"blocks.{layer.index}"
         read, written = _caches(layer, read=True), _caches(layer, read=False)
-        names = {"x.in": x, "adaln.in": f"cond.adaln.{layer.index:02d}.in", "x.out": f"{at}/x"}
+        names = {"x.in": x, "x.out": f"{at}/x"}
+        names |= {f"{c.part}.in": f"cond.{c.name}.in" for c in block_conditions(plan.model(), layer.index)}
+        if plan.model().rope != "none":
+            names |= {f"{part}.in": f"embed/{part}" for part in ROTATION}
         for part in ("k", "v"):
             names |= {f"{part}.in": f"{tape_buffer(plan, s.tape, part)}.in" for s in layer.past}
             names |= {f"{part}.out": f"{tape_buffer(plan, w.tape, part)}.out" for w in layer.writes}
@@ -137,29 +155,41 @@ class GraphBuilder:
         names |= {f"cache.{sub.name}.out": f"{cache_buffer(plan, sub.cache or '')}.out" for sub in written}
         grids = {sub.name: plan.cache(sub.cache or "").grid for sub in read}
         subs = tuple(replace(sub, cache="cache" if sub.cache else None) for sub in layer.sub_layers)
-        shape = ("block", step.grid, layer.past_rows, subs, tuple(grids.items()), bool(layer.writes))
+        shape = ("block", step.grid, step.tokens_in, layer.past_rows, subs, tuple(grids.items()), bool(layer.writes))
         return Placement(self._piece(shape, lambda: self._block(step, layer, grids)), at, names, layer.index)
 
     def _block(self, step: Step, layer: Layer, grids: dict[str, tuple[int, int]]) -> Piece:
         model = self.plan.model()
         tape = (layer.past_rows, ROWS, model.heads, model.head_dim)
+        read, rotates = block_conditions(model, layer.index), model.rope != "none"
         arguments = [
             Argument("x.in", (ROWS, step.tokens_in, model.width)),
-            Argument("adaln.in", (ROWS, 6, model.width)),
+            *(self._condition(c.part, c) for c in read),
+            *(self._rotation(step, part) for part in ROTATION if rotates),
             *(Argument(f"{part}.in", tape, self.dtype) for part in ("k", "v") if layer.past),
             *(Argument(f"cache.{n}.in", (ROWS, h * w, model.width), self.dtype) for n, (h, w) in grids.items()),
         ]
         outputs = ["x.out", *(("k.out", "v.out") if layer.writes else ())]
         outputs += [f"cache.{sub.name}.out" for sub in _caches(layer, read=False)]
-        block = self.var.blocks[layer.index]
-        module = BlockStep(self.var, block, layer, step.grid, grids)  # type: ignore[arg-type]
+        block = self.var.layer(layer.index)
+        module = BlockStep(self.var, block, layer, step.grid, grids, tuple(c.part for c in read), rotates)
         return Piece(f"block.{len(self.pieces)}", module, tuple(arguments), tuple(outputs))
+
+    def _rotation(self, step: Step, part: str) -> Argument:
+        """Cosines or sines as the model makes them: for every row where they go on from its text."""
+        with self.mode, torch.no_grad():
+            rows = torch.zeros(1)
+            made = self.var.rotation(step, {"position": rows})
+        assert made is not None
+        table = made[ROTATION.index(part)]
+        shape = (ROWS, *table.shape[1:]) if table.ndim == 4 else tuple(table.shape)
+        return Argument(f"{part}.in", shape)
 
     def _finish(self, signature: Graph, step: Step, x: str) -> Placement:
         """Head, sampling and the way to the next input, under the signature's own names."""
         inputs = {t.name: t for t in signature.inputs}
         order = ["cond.head.in", "guidance.in", "temperature.in", "top_p.in", "noise.in", "tokens.in"]
-        order += [name for name in ("noise.smooth.in", "state.code_sum.in") if name in inputs]
+        order += [n for n in ("noise.smooth.in", "noise.diffusion.in", "state.code_sum.in") if n in inputs]
         outputs = (
             "logits.out",
             "tokens.out",
@@ -169,12 +199,12 @@ class GraphBuilder:
         residual = Argument("x", (ROWS, step.tokens_in, self.plan.model().width))
 
         def make() -> Piece:
-            dtypes = {"tokens.in": torch.int32}
-            arguments = (Argument(n, inputs[n].shape, dtypes.get(n, torch.float32)) for n in order)
-            module = Finish(self.var, self.vae.quantize, step, self.plan)
+            arguments = (Argument(n, inputs[n].shape, TORCH_DTYPES[inputs[n].dtype]) for n in order)
+            module = Finish(self.var, self.vae, step, self.plan)
             return Piece(f"finish.{step.scale}", module, (residual, *arguments), outputs)
 
-        key = self._piece(("finish", step.scale, step.grid, step.tokens_out, step.sampling, step.next_input), make)
+        shape = (step.scale, step.grid, step.tokens_in, step.sampling, step.next_input, step.diffusion, step.order == 0)
+        key = self._piece(("finish", *shape), make)
         return Placement(key, "finish", {"x": x} | {name: name for name in (*order, *outputs)})
 
 

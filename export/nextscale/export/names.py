@@ -3,77 +3,74 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from torch import Tensor, nn
+import torch
 
-from nextscale.export.models.var import VAR, SelfAttention
-from nextscale.export.models.vqvae import VQVAE, GroupNorm
-from nextscale.plan.resize import RESIZES
+from nextscale.export.families import DERIVED
+from nextscale.export.lazy import Lazy
+from nextscale.export.models.contract import Derived
+from nextscale.export.parameters import Parameters
+from nextscale.export.text_graph import DERIVED as TEXT
+from nextscale.plan.resize import RESIZES, resize_matrix
 
-RULES = {
-    **SelfAttention.RULES,
-    **VAR.RULES,
-    **GroupNorm.RULES,
-    "area": "one axis of adaptive average pooling, (n_out, n_in)",
-    "bicubic": "one axis of bicubic interpolation, align_corners=False, a=-0.75, (n_out, n_in)",
-    "bilinear": "one axis of bilinear interpolation, align_corners=False, (n_out, n_in)",
+MATRICES = {
+    "area": Derived("one axis of adaptive average pooling, (n_out, n_in)"),
+    "bicubic": Derived("one axis of bicubic interpolation, align_corners=False, a=-0.75, (n_out, n_in)"),
+    "bilinear": Derived("one axis of bilinear interpolation, align_corners=False, (n_out, n_in)"),
 }
-BEHIND = {"q_scale": "scale_mul_1H11", "gain": "weight", "shift": "bias"}
+RULES = {**DERIVED, **TEXT, **MATRICES}
 _MATRIX = re.compile(rf"(?:.*\.)?resize\.((?:{'|'.join(RESIZES)})_\d+_\d+)")
 _ROOTS = (("var.", "var/"), ("vae.", "vae/"), ("quantize.", "vae/quantize."))
 
 
-def bundle_names(weights: Iterable[str], layer: int | None) -> dict[str, str]:
-    """A component's weights, as it names them, to the bundle's names; ``layer`` is where a block stands."""
-    return {name: bundle_name(name, layer) for name in weights}
+def bundle_names(weights: Iterable[str], block: str | None) -> dict[str, str]:
+    """A component's weights, as it names them, to the bundle's names; ``block`` is where a block stands."""
+    return {name: bundle_name(name, block) for name in weights}
 
 
-def bundle_name(name: str, layer: int | None = None) -> str:
+def bundle_name(name: str, block: str | None = None) -> str:
     """The bundle's name of one weight of a component."""
     if matrix := _MATRIX.fullmatch(name):
         return f"derived/{matrix[1]}"
     if name.startswith("block."):
-        name = f"var/blocks.{layer}.{name.removeprefix('block.')}"
+        name = f"var/{block}.{name.removeprefix('block.')}"
     else:
         prefix, root = next((p, r) for p, r in _ROOTS if name.startswith(p))
         name = root + name.removeprefix(prefix)
-    return f"derived/{name}" if rule_of(name) else name
+    return f"derived/{name}" if _derived(name) else name
 
 
 def rule_of(name: str) -> str | None:
-    """The rule of a derived tensor; None for a checkpoint's own."""
-    last = name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
-    return next((rule for key, rule in RULES.items() if last == key or re.fullmatch(rf"{key}(_\d+)+", last)), None)
+    """The rule of a derived tensor, in words; None for a checkpoint's own."""
+    found = _derived(name)
+    return found.rule if found else None
 
 
 def sources_of(name: str) -> tuple[str, ...]:
     """The checkpoint keys, with their weight set, that a weight is made of; none for a resize matrix."""
-    if not name.startswith("derived/"):
+    found = _derived(name)
+    if found is None:
         return (name,)
-    key = name.removeprefix("derived/")
-    stem, _, last = key.rpartition(".")
-    if last == "qkv_bias":
-        return (f"{stem}.q_bias", f"{stem}.v_bias")
-    if last in BEHIND:
-        return (f"{stem}.{BEHIND[last]}",)
-    if key.startswith("var/lvl_pos_"):
-        start = ("var/pos_start",) if key.endswith("_00") else ()
-        return ("var/lvl_embed.weight", "var/pos_1LC", *start)
-    return ()
+    root, _, path = name.removeprefix("derived/").partition("/")
+    owner = path.rpartition(".")[0]
+    stem = f"{root}/{owner}." if owner else f"{root}/"
+    return tuple(stem + source for source in found.sources)
 
 
-def tensors_of(names: Iterable[str], var: VAR, vae: VQVAE) -> dict[str, Tensor]:
-    """The values behind the bundle's names, from folded models whose resizes are prepared."""
-    matrices = dict(vae.quantize.resize.named_buffers()) | dict(var.resize.named_buffers())
-    return {name: _tensor_of(name.removeprefix("derived/"), var, vae, matrices) for name in names}
+def _derived(name: str) -> Derived | None:
+    last = name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
+    return next((how for key, how in RULES.items() if last == key or re.fullmatch(rf"{key}(_\d+)+", last)), None)
 
 
-def _tensor_of(name: str, var: VAR, vae: VQVAE, matrices: dict[str, Tensor]) -> Tensor:
-    if name in matrices:
-        return matrices[name]
-    root, _, key = name.partition("/")
-    module: nn.Module = {"var": var, "vae": vae}[root]
-    path, _, leaf = key.rpartition(".")
-    tensor: Tensor = getattr(module.get_submodule(path), leaf)
-    return tensor.detach().contiguous()
+def weights_of(names: Iterable[str], models: Mapping[str, Parameters]) -> dict[str, Lazy]:
+    """The values behind the bundle's names, each made when it is read; ``models`` by weight set."""
+    return {name: _weight_of(name.removeprefix("derived/"), models) for name in names}
+
+
+def _weight_of(name: str, models: Mapping[str, Parameters]) -> Lazy:
+    root, slash, key = name.partition("/")
+    if slash:
+        return models[root][key]
+    mode, n_in, n_out = name.rsplit("_", 2)
+    return Lazy.of(torch.from_numpy(resize_matrix(mode, int(n_in), int(n_out))))

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from nextscale.export.bundle import Options, Progress, prepared, publishing, room, write_manifest
-from nextscale.export.checkpoint import Checkpoint, load_checkpoint
+from nextscale.export import safetensors_file
+from nextscale.export.bundle import Options, Progress, final, parameters, prepared, publishing, room, write_manifest
+from nextscale.export.checkpoint import Checkpoint, checkpoint_for
 from nextscale.export.config import config_beside
 from nextscale.export.extract import extract_tokenizer
-from nextscale.export.names import tensors_of
+from nextscale.export.lazy import Lazy
+from nextscale.export.names import weights_of
+from nextscale.export.safetensors_file import header_of
 from nextscale.export.verify import TOLERANCES, verify
-from nextscale.export.weights import header_of, weight_table, write_weights
+from nextscale.export.weights import weight_table, write_weights
 from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE, Manifest
@@ -42,20 +45,27 @@ def reweight(bundle: Path, model: Path, vae: Path | None, out: Path, progress: P
                 f"exported for {was}: export the fine-tune by itself"
             )
     with publishing(out) as folder:
-        eager = prepared(checkpoint, plan, old.precision)
-        tensors = tensors_of(old.weights, eager.var, eager.vae)
+        encoder = [name for name in old.weights if name.removeprefix("derived/").startswith("text/")]  # stays as it was
+        ours, there = set(old.weights).difference(encoder), safetensors_file.entries(bundle / WEIGHTS_FILE)
+        tensors = weights_of(ours, parameters(checkpoint, *final(checkpoint, old.precision)))
+        tensors |= {name: there[name] for name in encoder}
         room(folder, sum(t.nbytes for t in tensors.values()))
         progress("write", 0, 1, "weights")
         write_weights(tensors, folder)
         if header_of(folder / WEIGHTS_FILE) != header_of(bundle / WEIGHTS_FILE):
             raise InputError(f"{bundle} was written with another layout of its weights: export the fine-tune by itself")
-        for graph in old.graphs:
-            shutil.copyfile(bundle / graph.file, folder / graph.file)
+        for name in (*(graph.file for graph in old.graphs), *filter(None, [old.tokenizer])):
+            shutil.copyfile(bundle / name, folder / name)
         verified = tuple(replace(v, how=NOT_RUN, max_error=None, tolerance=None) for v in old.verified)
         if old.precision in TOLERANCES:
+            eager = prepared(checkpoint, plan, old.precision)
             verified = verify(folder, eager, old.precision, lambda d, t, what: progress("verify", d, t, what))
-        options = Options(plan, old.recipe, old.precision)
-        write_manifest(folder, out.name, checkpoint, options, weight_table(tensors), verified)
+            verified += tuple(v for v in old.verified if v.graph == "text")
+        options, text = (
+            Options(plan, old.recipe, old.precision),
+            [f for f in old.source.files if f.weight_set == "text"],
+        )
+        write_manifest(folder, out.name, checkpoint, options, weight_table(tensors), verified, tuple(text))
     return out
 
 
@@ -70,9 +80,12 @@ def _fine_tune(bundle: Path, old: Manifest, model: Path, vae: Path | None) -> Ch
     )
     config = replace(config, class_names=config.class_names or old.classes or ())
     if vae is not None:
-        return load_checkpoint(model, vae, config=config)
+        return checkpoint_for(model, vae, plan, config)
     with TemporaryDirectory(prefix="nextscale-", ignore_cleanup_errors=True) as folder:
-        checkpoint = load_checkpoint(model, extract_tokenizer(bundle, Path(folder)), config=config)
+        extracted = extract_tokenizer(bundle, Path(folder))
+        checkpoint = checkpoint_for(model, extracted, plan, config)
+        read = {key: Lazy.of(Lazy.of(entry).read()) for key, entry in checkpoint.vae_state.items()}  # the file goes
+        checkpoint = replace(checkpoint, vae_state=read)
     kept = [file for file in old.source.files if file.weight_set == "vae"]
     new = [file for file in checkpoint.source.files if file.weight_set != "vae"]
     return replace(checkpoint, source=replace(checkpoint.source, files=(*new, *kept)))

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -131,7 +131,7 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
         assert program is not None
         lifted = _lift_weights(program.model, module)
         program.optimize()
-    return _apart(ir.to_proto(program.model).graph, pieces, lifted)
+    return _apart(ir.to_proto(program.model).graph, pieces, lifted, guidance_rows)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -150,16 +150,23 @@ def _lift_weights(model: ir.Model, module: nn.Module) -> dict[str, Tensor]:
     return lifted
 
 
-def _apart(graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Tensor]) -> list[Component]:
+def _apart(
+    graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Tensor], guidance_rows: int
+) -> list[Component]:
     """The pieces' own graphs: what their outputs are made from."""
     makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
     constants = {t.name: t for t in graph.initializer}
+    # A weight that leaves the graph as it is was given another name inside.
+    lifted = {held: tensor for name, tensor in lifted.items() for held in (name, f"{name}_orig") if held not in makers}
+    arguments = (Argument("images", (IMAGES,)), *(a for piece in pieces for a in piece.arguments))
+    shapes = {v.name: a.shape for v, a in zip(graph.input, arguments, strict=False)}
     inputs = iter([v.name for v in graph.input[1:]])
     outputs = iter([v.name for v in graph.output[1:]])
     components = []
     for piece in pieces:
         given = {next(inputs): argument.name for argument in piece.arguments}
-        made = [next(outputs) for _ in piece.outputs]
+        made = [_itself(next(outputs), graph, makers, lifted) for _ in piece.outputs]
+        own = {name: shapes[name] for name in given}
         reached: set[str] = set()
         todo = list(made)
         while todo:
@@ -167,7 +174,11 @@ def _apart(graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Te
                 reached.add(name)
                 todo += graph.node[makers[name]].input if name in makers else ()
         part = onnx.GraphProto(
-            node=[graph.node[i] for i in sorted({makers[name] for name in reached & makers.keys()})],
+            node=[
+                node
+                for i in sorted({makers[name] for name in reached & makers.keys()})
+                for node in _at_home(graph.node[i], shapes, own, guidance_rows)
+            ],
             initializer=[constants[name] for name in sorted(reached & constants.keys())],
             output=[helper.make_empty_tensor_value_info(name) for name in made],
         )
@@ -176,6 +187,36 @@ def _apart(graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Te
         weights = {name: names[id(lifted[name])] for name in sorted(reached & lifted.keys())}
         components.append(_named(piece, part, given, weights))
     return components
+
+
+def _itself(name: str, graph: onnx.GraphProto, makers: Mapping[str, int], lifted: Mapping[str, Tensor]) -> str:
+    """An output, or the weight that it is no more than another name of."""
+    node = graph.node[makers[name]] if name in makers else None
+    return node.input[0] if node is not None and node.op_type == "Identity" and node.input[0] in lifted else name
+
+
+def _at_home(
+    node: onnx.NodeProto, shapes: Mapping[str, Shape], own: Mapping[str, Shape], guidance_rows: int
+) -> list[onnx.NodeProto]:
+    """A look at how many pictures or rows there are, at an argument of the piece itself.
+
+    A trace has one symbol for pictures, and asks whichever of all pieces' arguments tells it first.
+    """
+    if node.op_type != "Shape" or node.input[0] in own or node.input[0] not in shapes:
+        return [node]
+    axes = {a.name: a.i for a in node.attribute}
+    asked = shapes[node.input[0]][axes.get("start", 0)]
+    name, shape = next((n, s) for n, s in own.items() if IMAGES in s or ROWS in s)
+    symbol = next(d for d in shape if isinstance(d, str))
+    axis, out = shape.index(symbol), node.output[0]
+    if symbol == asked:
+        return [helper.make_node("Shape", [name], [out], node.name, start=axis, end=axis + 1)]
+    looked, rows = f"{out}_{symbol}", f"{out}_guidance_rows"
+    return [
+        helper.make_node("Shape", [name], [looked], node.name, start=axis, end=axis + 1),
+        helper.make_node("Constant", [], [rows], f"{node.name}_rows", value_ints=[guidance_rows]),
+        helper.make_node("Mul" if asked == ROWS else "Div", [looked, rows], [out], f"{node.name}_{asked}"),
+    ]
 
 
 def _named(piece: Piece, part: onnx.GraphProto, given: dict[str, str], weights: dict[str, str]) -> Component:

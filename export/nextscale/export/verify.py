@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,11 +19,14 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from nextscale.export.compose import ONNX_TYPES
 from nextscale.export.eager import Eager, Request, State
 from nextscale.export.models.step import Draw
+from nextscale.export.safetensors_file import header_of
 from nextscale.plan.errors import EnvironmentProblem, ParityError
+from nextscale.plan.types import Model
 from nextscale.runtime.backends.onnxruntime import errors_of
-from nextscale.runtime.manifest import Graph, Verified
+from nextscale.runtime.manifest import WEIGHTS_FILE, Graph, Verified
 from nextscale.runtime.signatures import cache_buffer, derive_graphs, tape_buffer
 
 # Times max(1, standard deviation of the logits). float32: what an independent implementation of the same formulas
@@ -63,11 +68,7 @@ def verify(
         onnx.checker.check_model(folder / graph.file)
     worst: list[Difference] = []
     for seed in SEEDS:
-        classes = eager.var.model.classes
-        pictures = (
-            Request([seed % classes], seed, guidance_scale=1.5, top_p=0.9, temperature=0.8),
-            Request([classes], seed + len(SEEDS), guidance_scale=4.0, top_p=0.6, temperature=1.5),  # of no class
-        )
+        pictures = examples(eager.plan.model(), seed)
         worst = _differences(folder, graphs, eager, pictures, progress)
         if all(d.fits(precision) for d in worst):
             how = f"{how}, eager inputs, seed {seed}, forced tokens, then draws of its own"
@@ -81,6 +82,39 @@ def verify(
         f"{bad.graph}: {found} with every one of {len(SEEDS)} seeds: the bundle is not published; "
         "`docs/parity.md` says how to find the layer"
     )
+
+
+def check_signatures(folder: Path, graphs: tuple[Graph, ...]) -> tuple[Verified, ...]:
+    """Without running anything: every graph takes and gives what its signature says, and reads weights that are there.
+
+    Raises :class:`ParityError` naming the first thing that differs.
+    """
+    length, header = header_of(folder / WEIGHTS_FILE)
+    for graph in graphs:
+        onnx.checker.check_model(folder / graph.file)
+        model = onnx.load_model(folder / graph.file, load_external_data=False).graph
+        sides = ((model.input, graph.inputs), (model.output, graph.outputs))
+        for found, wanted in ((v, t) for values, tensors in sides for v, t in zip_longest(values, tensors)):
+            if found is None or wanted is None or _face(found) != (wanted.name, ONNX_TYPES[wanted.dtype], wanted.shape):
+                raise ParityError(f"{graph.name}: its signature says {wanted}, and the graph has {found}")
+        for tensor in model.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                continue
+            entry = header.get(tensor.name, {"shape": None, "data_offsets": (0, 0)})
+            at = {pair.key: pair.value for pair in tensor.external_data}
+            start, end = entry["data_offsets"]
+            if list(tensor.dims) != entry["shape"] or (at["offset"], at["length"]) != (
+                str(8 + length + start),
+                str(end - start),
+            ):
+                raise ParityError(f"{graph.name} reads {tensor.name}, which does not lie there in {WEIGHTS_FILE}")
+    return tuple(Verified(graph.name, "signature and weights; not run", None, None) for graph in graphs)
+
+
+def _face(value: onnx.ValueInfoProto) -> tuple[str, int, tuple[int | str, ...]]:
+    """Name, type and shape of a graph's input or output."""
+    kind = value.type.tensor_type
+    return value.name, kind.elem_type, tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
 
 
 def _differences(
@@ -98,10 +132,11 @@ def _differences(
         for done, graph in enumerate(graphs):
             progress(done, len(graphs), graph.name)
             if graph.name == "begin":
-                values["labels.in"] = torch.tensor([p.labels[0] for p in pictures], dtype=torch.int32)
-                cond = eager.var.begin(values["labels.in"], len(plan.guidance.rows))
-                expected = {"cond.sos.out": cond.sos, "cond.head.out": cond.head}
-                expected |= {f"cond.adaln.{i:02d}.out": a for i, a in enumerate(cond.adaln)}
+                asked = [eager.given(picture) for picture in pictures]
+                given = {name: torch.cat([one[name] for one in asked]) for name in asked[0]}
+                values |= {f"{name}.in": tensor for name, tensor in given.items()}
+                cond = eager.begin(given)
+                expected = {f"cond.{name}.out": made for name, made in cond.items()}
             elif graph.name == "decode":
                 values["state.code_sum.in"] = expected["state.code_sum.out"]
                 expected = {"image.out": eager.vae.decode(values["state.code_sum.in"])}
@@ -111,8 +146,8 @@ def _differences(
                 _remember(values, eager, state)
                 values |= {"guidance.in": draw.guidance, "top_p.in": draw.top_p, "temperature.in": draw.temperature}
                 values["noise.in"] = draw.noise
-                if draw.smooth_noise is not None:
-                    values["noise.smooth.in"] = draw.smooth_noise
+                for name, noise in (("smooth", draw.smooth_noise), ("diffusion", draw.diffusion_noise)):
+                    values |= {} if noise is None else {f"noise.{name}.in": noise}
                 before = {name: tape[0].shape[0] for name, tape in state.tapes.items()}
                 out = eager.run_step(step, cond, state, draw)
                 values["tokens.in"] = out.tokens
@@ -125,13 +160,25 @@ def _differences(
     return found
 
 
+def examples(model: Model, seed: int) -> tuple[Request, Request]:
+    """Two pictures that differ in every input: one of a class, the other of none; or of texts of other lengths, one of
+    them against a third where the model takes that."""
+    first: dict[str, Any] = {"seed": seed, "guidance_scale": 1.5, "top_p": 0.9, "temperature": 0.8}
+    second: dict[str, Any] = {"seed": seed + len(SEEDS), "guidance_scale": 4.0, "top_p": 0.6, "temperature": 1.5}
+    if model.text is None:
+        return Request([seed % model.classes], **first), Request([model.classes], **second)
+    tokens, width = model.text.tokens, model.text.width
+    rng = np.random.default_rng(seed)
+    lengths = (max(1, tokens // 3), tokens, max(1, tokens // 2))
+    texts = [(rng.standard_normal((tokens, width), np.float32), n) for n in lengths]
+    negative = texts[2] if model.text.use == "cross" else None
+    return Request([texts[0]], **first), Request([texts[1]], **second, negative=negative)
+
+
 def joined(draws: Sequence[Draw]) -> Draw:
     """The draws of single pictures as those of a batch."""
-    smooth = [draw.smooth_noise for draw in draws if draw.smooth_noise is not None]
-    guidance, temperature, top_p, noise, tokens = (
-        torch.cat(parts) for parts in zip(*(d[:5] for d in draws), strict=True)
-    )
-    return Draw(guidance, temperature, top_p, noise, tokens, torch.cat(smooth) if smooth else None)
+    fields = ([getattr(draw, name) for draw in draws] for name in Draw._fields)
+    return Draw._make(None if parts[0] is None else torch.cat(parts) for parts in fields)
 
 
 def _remember(values: dict[str, Tensor], eager: Eager, state: State) -> None:

@@ -1,0 +1,1 @@
+"""Each family's checkpoint files: how they tell their sizes."""
