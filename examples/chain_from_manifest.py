@@ -1,10 +1,13 @@
 """Pictures from a bundle's manifest alone, with ONNX Runtime and numpy: nothing of Nextscale is imported.
 
     python examples/chain_from_manifest.py engines/NAME --labels 207,88 --seed 0 --out out/
+    python examples/chain_from_manifest.py engines/NAME --features cat.npy --features castle.npy:12
 
 The whole contract of docs/manifest.md in some hundred lines, to be read before the same is written in another
 language: check the files, allocate the buffers, and for each graph put what the caller owes, bind addresses, run. With
-the same seed it makes the pictures of ``nextscale generate``. bfloat16 bundles need a GPU backend.
+the same seed it makes the pictures of ``nextscale generate``. What is left out is a text encoder's graph, whose token
+ids need a tokenizer: a text comes as its features, as ``Pipeline.encode`` makes them. bfloat16 bundles need a GPU
+backend.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 import onnxruntime as ort
 
 Array = np.ndarray[Any, Any]
+WANTED = "texts: give a text's features, --features FILE.npy (rows, width), for each"
 
 
 def read_manifest(bundle: Path) -> Any:
@@ -29,8 +33,8 @@ def read_manifest(bundle: Path) -> Any:
     if not (bundle / "manifest.json").is_file():
         raise SystemExit(f"{bundle} is no bundle: it has no manifest.json")
     manifest = json.loads((bundle / "manifest.json").read_bytes())
-    if manifest["schema_version"] != 1:
-        raise SystemExit(f"{bundle} has manifest version {manifest['schema_version']}, this program reads 1")
+    if manifest["schema_version"] != 2:
+        raise SystemExit(f"{bundle} has manifest version {manifest['schema_version']}, this program reads 2")
     for name, file in manifest["files"].items():
         path = bundle / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
@@ -45,7 +49,8 @@ class Chain:
 
     def __init__(self, bundle: Path, images: int, threads: int = 0) -> None:
         manifest = read_manifest(bundle)
-        self.plan, self.graphs, self.images = manifest["plan"], manifest["graphs"], images
+        self.plan, self.images = manifest["plan"], images
+        self.graphs = [graph for graph in manifest["graphs"] if graph["name"] != "text"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads  # 0: one per core
         options.log_severity_level = 3  # errors
@@ -69,19 +74,22 @@ class Chain:
         start, shape, dtype = self.place(tensor)
         return self.buffers[tensor["buffer"]][start : start + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
-    def run(self, labels: list[int], seed: int, **given: float) -> tuple[list[Array], Array]:
-        """Tokens (images, n) of every step, and the pictures (images, 3, height, width) in [0, 1]."""
-        null = self.plan["models"][0][1]["classes"]  # the class behind the last: none
-        if not all(0 <= label <= null for label in labels) or not 0 <= seed < 2**63:
-            raise SystemExit(f"labels are 0 to {null}, a seed is 0 to 2**63 - 1; found {labels} and {seed}")
-        settings, tokens = {**dict(self.plan["defaults"]), **given}, []
+    def run(self, subjects: list[Any], seed: int, **given: float) -> tuple[list[Array], Array]:
+        """Tokens (images, n) or (images, n, bits) of every step, and the pictures (images, 3, height, width) in [0, 1].
+
+        A subject is a label; of a bundle that is conditioned on text, features with the number of rows that count.
+        """
+        if not 0 <= seed < 2**63:
+            raise SystemExit(f"a seed is 0 to 2**63 - 1; found {seed}")
+        settings: dict[str, Any] = {**dict(self.plan["defaults"]), **given, **self.given(subjects)}
+        tokens = []
         for graph, session in zip(self.graphs, self.sessions, strict=True):
             step = None if graph["step"] is None else self.plan["steps"][graph["step"]]
             binding = session.io_binding()
             for tensor in graph["inputs"]:
                 array = self.view(tensor)
                 if tensor["source"]:
-                    self.put(array, tensor["source"], step, labels, seed, settings)
+                    self.put(array, tensor["source"], step, seed, settings)
                 binding.bind_input(tensor["name"], "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             for tensor in graph["outputs"]:
                 array = self.view(tensor)
@@ -93,13 +101,33 @@ class Chain:
             tokens += [found["tokens.out"].copy()] if step else []
         return tokens, found["image.out"]
 
-    def put(
-        self, array: Array, source: str, step: Any, labels: list[int], seed: int, settings: dict[str, float]
-    ) -> None:
+    def given(self, subjects: list[Any]) -> dict[str, Array]:
+        """What the pictures are of, by source; there is no negative text."""
+        model = self.plan["models"][0][1]
+        text, null = model["text"], model["classes"]  # the class behind the last: none
+        if isinstance(subjects[0], int) != (text is None):
+            raise SystemExit(f"this bundle makes pictures of {'classes: give --labels' if text is None else WANTED}")
+        if text is None:
+            if not all(0 <= label <= null for label in subjects):
+                raise SystemExit(f"labels are 0 to {null}; found {subjects}")
+            return {"labels": np.array(subjects, np.int32)}
+        padded = np.zeros((self.images, text["tokens"], text["width"]), np.float32)
+        lengths = np.zeros(self.images, np.int32)
+        least = text["tokens"] if text["use"] == "prefix" else 1  # a prefix is read with its padding
+        for image, (rows, length) in enumerate(subjects):
+            fits = rows.ndim == 2 and rows.shape[1] == text["width"] and least <= len(rows) <= text["tokens"]
+            if not fits or not np.isfinite(rows).all() or not 1 <= length <= len(rows):
+                raise SystemExit(
+                    f"features are ({least} to {text['tokens']}, {text['width']}) finite numbers, of which 1 to all "
+                    f"rows count; found the shape {rows.shape}, of which {length} count"
+                )
+            padded[image, : len(rows)], lengths[image] = rows, length
+        none = {"negative": np.zeros_like(padded), "negative_length": np.zeros_like(lengths)}
+        return {"text": padded, "text_length": lengths, **none}
+
+    def put(self, array: Array, source: str, step: Any, seed: int, settings: dict[str, Any]) -> None:
         """What the caller owes a graph before it runs."""
-        if source == "labels":
-            array[...] = labels
-        elif source.startswith("uniforms."):
+        if source.startswith("uniforms."):
             for image, noise in enumerate(array):
                 noise[...] = uniforms(seed, image, step["order"], int(source[-1]), noise.size).reshape(noise.shape)
         elif source == "guidance":  # one weight for each guidance row; Python's floats are float64
@@ -130,6 +158,18 @@ def png(picture: Array) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+def features(text: str) -> tuple[Array, int]:
+    """``cat.npy``, or ``cat.npy:12`` where 12 of its rows count: the array, and how many do."""
+    path, _, length = text.rpartition(":") if text.rpartition(":")[2].isdecimal() else (text, "", "")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    if array.dtype.kind != "f" or array.ndim != 2:
+        raise ValueError(f"{path} holds no features")
+    return array, int(length) if length else len(array)
+
+
 def numbers(text: str) -> list[int]:
     """``207,88`` to 207 and 88; the parser turns a ValueError into its sentence."""
     return [int(part) for part in text.split(",")]
@@ -138,14 +178,19 @@ def numbers(text: str) -> list[int]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pictures from a bundle's manifest alone.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--labels", type=numbers, default=[0], help="class numbers, such as 207,88")
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--labels", type=numbers, default=[0], help="class numbers, such as 207,88")
+    help_ = "a text's features, (rows, width) in a .npy file, or FILE.npy:LENGTH; once for each picture"
+    of.add_argument("--features", type=features, action="append", metavar="FILE.npy", help=help_)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     asked = parser.parse_args(arguments)
-    _, pictures = Chain(asked.bundle, len(asked.labels)).run(asked.labels, asked.seed)
+    subjects = asked.features or asked.labels
+    _, pictures = Chain(asked.bundle, len(subjects)).run(subjects, asked.seed)
     asked.out.mkdir(parents=True, exist_ok=True)
     for image, picture in enumerate(pictures):
-        path = asked.out / f"seed{asked.seed}-{image:05d}-class{asked.labels[image]}.png"
+        tail = f"-class{subjects[image]}" if asked.features is None else ""
+        path = asked.out / f"seed{asked.seed}-{image:05d}{tail}.png"
         path.write_bytes(png(picture))
         print(path)
 

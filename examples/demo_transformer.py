@@ -86,14 +86,14 @@ def initialise(var: VAR) -> None:
 
 def teacher_forced(var: VAR, labels: Tensor, maps: Tensor, block: object) -> Tensor:
     """``VAR.forward`` with a compiled block: labels (B,), maps (B, L - 1, Z) to logits (B, L, V)."""
-    cond = var.begin(labels, 1)
+    cond = var.begin({"labels": labels}, 1)
     positions = torch.cat([var.level_position(s) for s in range(1, len(var.schedule))])
-    x = torch.cat((var.embed(0, cond.sos, 1), (var.word_embed(maps) + positions).float()), dim=1)
+    x = torch.cat((cond["sos"].unsqueeze(1) + var.level_position(0), (var.word_embed(maps) + positions).float()), dim=1)
     level = torch.arange(len(var.schedule)).repeat_interleave(torch.tensor(var.lengths))
     bias = torch.where(level[:, None] >= level[None, :], 0.0, -math.inf).to(torch.bfloat16)
-    for layer, adaln in zip(var.blocks, cond.adaln, strict=True):
-        x = block(layer, x, adaln, bias)  # type: ignore[operator]
-    return var.logits(x, cond.head)
+    for index, layer in enumerate(var.blocks):
+        x = block(layer, x, cond[f"adaln.{index:02d}"], bias)  # type: ignore[operator]
+    return var.logits(x, cond["head"])
 
 
 def compiled_block() -> object:
@@ -101,7 +101,7 @@ def compiled_block() -> object:
     layer, resize = whole(0), Resize()
 
     def run(block: nn.Module, x: Tensor, adaln: Tensor, bias: Tensor) -> Tensor:
-        out: Tensor = block(x, adaln, layer, (1, x.shape[1]), resize, bias=bias).x
+        out: Tensor = block(x, {"adaln": adaln}, layer, (1, x.shape[1]), resize, bias=bias).x
         return out
 
     return torch.compile(run, dynamic=False)

@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nextscale.export.bundle import write_graphs
+from nextscale.export.bundle import Options, prepared, write_graphs
 from nextscale.export.checkpoint import load_checkpoint
 from nextscale.export.eager import Eager, Request, State
+from nextscale.export.models.contract import Conditions
 from nextscale.export.models.step import Draw
-from nextscale.export.models.var import Conditioning
 from nextscale.export.verify import TOLERANCES
 from nextscale.plan.recipes import plan_for, recipe
-from nextscale.runtime.manifest import Graph
+from nextscale.runtime.manifest import Graph, Recipe
 from nextscale.runtime.signatures import cache_buffer, derive_graphs, tape_buffer
 
 
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 def find(folder: Path, eager: Eager, precision: str, request: Request) -> Iterator[Place]:
     """Every block, then logits and code sum, of every step graph in ``folder``."""
     with torch.inference_mode():
-        cond, state = eager.var.begin(torch.tensor(request.labels), len(eager.plan.guidance.rows)), State()
+        cond, state = eager.begin(eager.given(request)), State()
         graphs = {graph.step: graph for graph in derive_graphs(eager.plan, precision)}
         for step in eager.plan.steps:
             draw, wanted = eager.draw(step, request), dict[str, Tensor]()
@@ -63,13 +63,12 @@ def find(folder: Path, eager: Eager, precision: str, request: Request) -> Iterat
                 yield Place(graph.name, name, float(error))
 
 
-def inputs(eager: Eager, cond: Conditioning, state: State, draw: Draw) -> dict[str, Tensor]:
+def inputs(eager: Eager, cond: Conditions, state: State, draw: Draw) -> dict[str, Tensor]:
     """What the eager model is about to read, under the graphs' names."""
-    values = {"cond.sos.in": cond.sos, "cond.head.in": cond.head, "guidance.in": draw.guidance, "noise.in": draw.noise}
-    values |= {f"cond.adaln.{i:02d}.in": parameters for i, parameters in enumerate(cond.adaln)}
-    values |= {"top_p.in": draw.top_p, "temperature.in": draw.temperature}
-    if draw.smooth_noise is not None:
-        values["noise.smooth.in"] = draw.smooth_noise
+    values = {f"cond.{name}.in": made for name, made in cond.items()}
+    values |= {"guidance.in": draw.guidance, "top_p.in": draw.top_p, "temperature.in": draw.temperature}
+    for name, noise in (("", draw.noise), ("smooth.", draw.smooth_noise), ("diffusion.", draw.diffusion_noise)):
+        values |= {} if noise is None else {f"noise.{name}in": noise}
     if state.map is not None and state.code_sum is not None:
         values |= {"state.map.in": state.map, "state.code_sum.in": state.code_sum}
     for tape, rows in state.tapes.items():
@@ -103,7 +102,8 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint, tolerance = load_checkpoint(asked.model, asked.vae), TOLERANCES[asked.precision]
     plan = plan_for(recipe(asked.recipe), checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
     with TemporaryDirectory() as name:
-        eager = write_graphs(checkpoint, plan, asked.precision, Path(name), lambda *_: None, {}).eager
+        write_graphs(checkpoint, Options(plan, Recipe("", 0), asked.precision), Path(name), lambda *_: None, {})
+        eager = prepared(checkpoint, plan, asked.precision)
         for place in find(Path(name), eager, asked.precision, Request([0, 1], seed=asked.seed, top_p=0.9)):
             mark = "" if place.error <= tolerance else f"  beyond {tolerance:.0e}"
             print(f"{place.graph}  {place.value:<20} {place.error:.1e}{mark}", flush=True)

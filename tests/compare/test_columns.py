@@ -120,7 +120,7 @@ def test_a_bundle_runs_on_a_gpu_whatever_the_threads_are(machine: Machine, colum
     found = choose([column], "cuda", 2, [machine.bundle])
     assert found.names == ("eager", column)
     plan = open_bundle(machine.bundle).manifest.plan
-    opener = Opener(Path(), Path(), found.device, 2, 1, plan.schedule)
+    opener = Opener(Path(), Path(), found.device, 2, 1, plan)
     run = opener.open(Spec("a", plan, "fp32", machine.bundle, column=column)).run(Ask((1,), 5, 1.5, 0.9, 1.0))
     task = {"bundle": machine.bundle, "column": column, "device": "cuda", "threads": 2, "labels": [1], "seed": 5}
     pipeline, measured = child._bundle(task)()  # type: ignore[misc]

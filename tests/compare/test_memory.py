@@ -16,7 +16,7 @@ ASK = Ask((0,), 0, 1.5, 1.0, 1.0)
 
 
 def opener(files: tuple[Path, Path], spec: Spec) -> Opener:
-    return Opener(*files, "cpu", 1, 1, spec.plan.schedule)
+    return Opener(*files, "cpu", 1, 1, spec.plan)
 
 
 def test_what_lies_in_the_working_directory_is_not_loaded(

@@ -30,7 +30,7 @@ def test_only_the_prepared_model_is_moved_and_all_plans_share_it(
     tiny_checkpoint: tuple[Path, Path], plans: list[Plan], precision: str
 ) -> None:
     """On the device ``meta``, which is another one than the host's, as a GPU is."""
-    opener = Opener(*tiny_checkpoint, "meta", 1, 1, plans[0].schedule)
+    opener = Opener(*tiny_checkpoint, "meta", 1, 1, plans[0])
     models = [opener.eager(plan, precision) for plan in plans]
     one, other = map(tensors_of, models)
     assert {tensor.device.type for tensor in (*one.values(), *other.values())} == {"meta"}
@@ -47,7 +47,7 @@ def test_only_the_prepared_model_is_moved_and_all_plans_share_it(
 def test_a_shared_model_makes_the_same_pictures(
     tiny_checkpoint: tuple[Path, Path], plans: list[Plan], precision: str
 ) -> None:
-    opener = Opener(*tiny_checkpoint, "cpu", 1, 2, plans[0].schedule)
+    opener = Opener(*tiny_checkpoint, "cpu", 1, 2, plans[0])
     ask = Ask((1, 2), 3, 1.5, 0.9, 1.0)
     for plan in plans:
         alone = EagerSide(prepared(load_checkpoint(*tiny_checkpoint, plan.schedule), plan, precision)).run(ask)

@@ -93,7 +93,7 @@ def test_what_is_drawn_from_logits_is_what_was_sampled() -> None:
     eager = side(pruned=True)
     run = eager.run(ASK, logits=True)
     for step, logits, tokens in zip(eager.eager.plan.steps, run.logits, run.tokens, strict=True):
-        assert np.array_equal(drawn_tokens(step, ASK, logits), tokens)
+        assert np.array_equal(drawn_tokens(eager.eager.plan, step, ASK, logits), tokens)
 
 
 def test_forced_tokens_are_taken() -> None:

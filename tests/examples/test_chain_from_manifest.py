@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from chain_from_manifest import Chain, png, uniforms
 from PIL import Image
-from support.bundles import edit_manifest, tiny_plan, write_bundle
+from support.bundles import edit_manifest, text_plan, tiny_plan, write_bundle
 
 from nextscale.runtime import Pipeline, Result
 
@@ -99,10 +99,12 @@ def test_any_picture_becomes_a_png(shape: tuple[int, ...], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--labels=-3"], r"labels are 0 to 3, a seed is 0 to 2\*\*63 - 1; found \[-3\] and 0"),
-        (["--labels", "0,4"], r"labels are 0 to 3, .*; found \[0, 4\] and 0"),
-        (["--seed=-1"], r"labels are 0 to 3, .*; found \[0\] and -1"),
-        (["--seed", str(2**63)], r"labels are 0 to 3"),
+        (["--labels=-3"], r"labels are 0 to 3; found \[-3\]"),
+        (["--labels", "0,4"], r"labels are 0 to 3; found \[0, 4\]"),
+        (["--seed=-1"], r"a seed is 0 to 2\*\*63 - 1; found -1"),
+        (["--seed", str(2**63)], r"a seed is 0 to 2\*\*63 - 1; found 9223372036854775808"),
+        (["--features", "{npy}"], "this bundle makes pictures of classes: give --labels"),
+        (["--features", "{npy}", "--labels", "1"], "not allowed with argument --features"),
         (["--labels", "star"], r"--labels: invalid numbers value: 'star'"),
         (["--labels", "1,"], r"--labels: invalid numbers value"),
     ],
@@ -111,8 +113,68 @@ def test_what_the_contract_does_not_know_is_refused_in_a_sentence(
     arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle")
+    np.save(tmp_path / "a.npy", np.ones((2, 5), np.float32))
+    arguments = [argument.format(npy=tmp_path / "a.npy") for argument in arguments]
     with pytest.raises(SystemExit) as refused:
         chain_from_manifest.main([str(bundle), *arguments, "--out", str(tmp_path / "o")])
+    assert re.search(sentence, f"{refused.value}{capsys.readouterr().err}")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_features_make_the_pictures_of_their_prompts(
+    prefix: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a bundle with a text encoder, whose own graph is left out."""
+    bundle = write_bundle(tmp_path / "bundle", text_plan(prefix))
+    with Pipeline.open(bundle, threads=1) as pipeline:
+        made = pipeline.encode(["a red cat", "castle"])
+        wanted = pipeline.generate(["a red cat", "castle"], seed=5)
+    files = []
+    for i, (rows, length) in enumerate(made):
+        np.save(tmp_path / f"{i}.npy", rows)
+        files += ["--features", f"{tmp_path / str(i)}.npy:{length}"]
+    chain_from_manifest.main([str(bundle), *files, "--seed", "5", "--out", str(tmp_path / "o")])
+    paths = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [path.name for path in paths] == ["seed5-00000.png", "seed5-00001.png"]
+    for path, pixels in zip(paths, wanted.images, strict=True):
+        with Image.open(path) as image:
+            found = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(found - pixels).max() <= 1
+    tokens, _ = Chain(bundle, 2, threads=1).run(made, 5)
+    for ours, theirs in zip(tokens, wanted.tokens, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "arguments", "sentence"),
+    [
+        (False, ["--labels", "1"], r"pictures of texts: give a text's features, --features FILE\.npy \(rows, width\)"),
+        (False, [], "this bundle makes pictures of texts"),
+        (
+            False,
+            ["--features", "{good}:3"],
+            r"1 to all rows count; found the shape \(2, 5\), of which 3 count",
+        ),
+        (False, ["--features", "{good}:0"], "of which 0 count"),
+        (False, ["--features", "{wide}"], r"features are \(1 to 6, 5\) finite numbers, .*; found the shape \(2, 4\)"),
+        (False, ["--features", "{nan}"], "finite numbers"),
+        (True, ["--features", "{good}"], r"features are \(6 to 6, 5\) finite numbers, .*; found the shape \(2, 5\)"),
+        (False, ["--features", "{whole}"], "--features: invalid features value"),
+        (False, ["--features", "{none}"], "--features: invalid features value"),
+    ],
+)
+def test_texts_are_refused_in_a_sentence(
+    prefix: bool, arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", text_plan(prefix))
+    nan = np.full((2, 5), np.nan, np.float32)
+    arrays = {"good": np.ones((2, 5), np.float32), "wide": np.ones((2, 4)), "nan": nan, "whole": np.ones((2, 5), int)}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    names = {name: tmp_path / f"{name}.npy" for name in (*arrays, "none")}
+    with pytest.raises(SystemExit) as refused:
+        chain_from_manifest.main([str(bundle), *(a.format(**names) for a in arguments), "--out", str(tmp_path / "o")])
     assert re.search(sentence, f"{refused.value}{capsys.readouterr().err}")
     assert not (tmp_path / "o").exists()
 
@@ -133,7 +195,7 @@ def name_a_file_outside(bundle: Path) -> None:
 
 
 def raise_the_version(bundle: Path) -> None:
-    edit_manifest(bundle, lambda data: data.update(schema_version=2))
+    edit_manifest(bundle, lambda data: data.update(schema_version=3))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +203,7 @@ def raise_the_version(bundle: Path) -> None:
     [
         (flip_a_bit, "weights.safetensors is not the file that the manifest lists"),
         (name_a_file_outside, "is not a plain file of this bundle"),
-        (raise_the_version, "has manifest version 2, this program reads 1"),
+        (raise_the_version, "has manifest version 3, this program reads 2"),
     ],
 )
 def test_what_is_not_listed_or_not_read_is_refused(

@@ -83,7 +83,7 @@ def test_the_compiled_path_is_the_models_own_forward() -> None:
     whole, resize = demo_transformer.whole(0), demo_transformer.Resize()
 
     def block(layer, x, adaln, bias):  # type: ignore[no-untyped-def]
-        return layer(x, adaln, whole, (1, x.shape[1]), resize, bias=bias.float()).x
+        return layer(x, {"adaln": adaln}, whole, (1, x.shape[1]), resize, bias=bias.float()).x
 
     with torch.no_grad():
         logits = demo_transformer.teacher_forced(var, labels, maps, block)

@@ -98,7 +98,7 @@ def _torch(task: dict[str, Any]) -> Run:
     ask = Ask(tuple(task["labels"]), task["seed"], 1.5, 1.0, 1.0)
 
     def work() -> object:
-        side = Opener(*files, task["device"], task["threads"], len(ask.labels), plan.schedule).open(spec)
+        side = Opener(*files, task["device"], task["threads"], len(ask.labels), plan).open(spec)
         return side, side.run(ask)
 
     return work
@@ -106,13 +106,14 @@ def _torch(task: dict[str, Any]) -> Run:
 
 def _bundle(task: dict[str, Any]) -> Run:
     from nextscale.compare.columns import open_backend
+    from nextscale.compare.posed import posed
     from nextscale.runtime.pipeline import Pipeline
 
     engine = open_backend(task["column"], task["device"], task["threads"])
 
     def work() -> object:
         pipeline = Pipeline.open(task["bundle"], engine, batch_sizes=(len(task["labels"]),))
-        return pipeline, pipeline.generate(task["labels"], seed=task["seed"])
+        return pipeline, pipeline.generate(posed(pipeline.manifest.plan.model(), task["labels"]), seed=task["seed"])
 
     return work
 

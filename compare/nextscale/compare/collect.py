@@ -75,9 +75,10 @@ class Measured:
         return self.records[FULL]
 
     def label(self, picture: int) -> str:
-        """The class of a picture, by name where the bundles know it."""
+        """The class of a picture, by name where the bundles know it; or the number of the drawn text."""
         number = self.asked.labels[picture]
-        return self.classes[number] if number < len(self.classes) else f"class {number}"
+        kind = "class" if self.full.spec.plan.model().text is None else "text"
+        return self.classes[number] if number < len(self.classes) else f"{kind} {number}"
 
 
 def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, progress: Progress) -> Measured:
@@ -87,7 +88,7 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
     # Refused before minutes are spent on memory.
     columns = choose(options.backends, options.device, threads, bundles, options.batch)
     specs, manifests = make_specs(bundles, columns)
-    opener = Opener(model, vae, columns.device, threads, options.batch, specs[0].plan.schedule)
+    opener = Opener(model, vae, columns.device, threads, options.batch, specs[0].plan)
     asked = _asked(options, specs[0].plan)
     opener.check(specs)
     first = replace(asked, labels=asked.labels[: options.batch])
@@ -152,7 +153,7 @@ def _parities(spec: Spec, sides: dict[str, Side], ask: Ask, runs: dict[str, Run]
 
 def _asked(options: Options, plan: Plan) -> Ask:
     """Classes spread over all there are; settings from the options, else the plan's defaults."""
-    classes, defaults = plan.model().classes, dict(plan.defaults)
+    classes, defaults = plan.model().classes or options.pictures, dict(plan.defaults)  # or as many texts
     given = {"guidance_scale": options.guidance_scale, "top_p": options.top_p, "temperature": options.temperature}
     fallback = {"guidance_scale": 1.5, "top_p": 1.0, "temperature": 1.0}
     settings = {k: defaults.get(k, fallback[k]) if v is None else v for k, v in given.items()}

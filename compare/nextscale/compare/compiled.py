@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from nextscale.export.eager import Eager, OnBlock, Rows, State
+from nextscale.export.models.contract import Conditions
 from nextscale.export.models.step import Draw, Prediction
-from nextscale.export.models.var import Conditioning
 from nextscale.plan.types import Step
 
 LIMIT = 4096  # of recompilations
@@ -27,22 +27,22 @@ class CompiledEager(Eager):
 
     def __init__(self, eager: Eager) -> None:
         super().__init__(eager.plan, eager.var, eager.vae)
-        self.on_gpu = eager.var.pos_start.is_cuda
+        self.on_gpu = eager.device.type == "cuda"
         mode = "reduce-overhead" if self.on_gpu else "default"
         compiled = partial(torch.compile, dynamic=False, fullgraph=True, mode=mode)
         self._begin = compiled(eager.var.begin)
         self._steps = {step.order: compiled(_pure(eager, step)) for step in eager.plan.steps}
         self._decode = compiled(eager.vae.decode)
 
-    def begin(self, labels: Tensor) -> Conditioning:
+    def begin(self, given: Mapping[str, Tensor]) -> Conditions:
         """What is computed once per picture; the tensors of the picture before end here."""
         if self.on_gpu:
             torch.compiler.cudagraph_mark_step_begin()
-        cond: Conditioning = _compiling(self._begin, labels, len(self.plan.guidance.rows))
+        cond: Conditions = _compiling(self._begin, given, len(self.plan.guidance.rows))
         return cond
 
     def run_step(
-        self, step: Step, cond: Conditioning, state: State, draw: Draw, on_block: OnBlock | None = None
+        self, step: Step, cond: Conditions, state: State, draw: Draw, on_block: OnBlock | None = None
     ) -> Prediction:
         """One step; ``on_block`` would break the graph and is not called."""
         prediction: Prediction
@@ -62,7 +62,7 @@ def _pure(eager: Eager, step: Step) -> Callable[..., Any]:
     """A step without side effects: what it reads are its arguments, what it leaves its results."""
 
     def run(
-        cond: Conditioning,
+        cond: Conditions,
         input_map: Tensor | None,
         code_sum: Tensor | None,
         tapes: Mapping[str, Rows],

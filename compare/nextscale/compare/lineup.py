@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nextscale.compare.columns import COMPILE, Columns
 from nextscale.compare.sides import Spec, same_numbers
 from nextscale.export.verify import TOLERANCES
-from nextscale.plan.chain import next_scale_plan
 from nextscale.plan.errors import InputError
+from nextscale.plan.recipes import full_plan
 from nextscale.plan.types import Plan
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import Manifest
@@ -55,13 +56,9 @@ def file_part(text: str) -> str:
 
 def without_methods(plan: Plan) -> Plan:
     """The full chain of a plan's model: every scale, every layer, every token, drawn in the same way."""
-    sampling = next((step.sampling for step in plan.steps if step.sampling), None)
-    if len(plan.models) != 1 or sampling is None:
+    if len(plan.models) != 1 or not any(step.sampling for step in plan.steps):
         raise InputError(f"{plan.name}: only plans of one model that sample tokens can be compared yet")
-    ((weight_set, model),) = plan.models
-    return next_scale_plan(
-        "full", model, plan.tokenizer, plan.schedule, sampling, weight_set, plan.guidance, plan.defaults
-    )
+    return replace(full_plan(plan), name="full")
 
 
 def computed_share(plan: Plan) -> float:

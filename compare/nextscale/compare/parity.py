@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from nextscale.compare.sides import Ask, EagerSide, Run, Side
-from nextscale.export.models.sampling import sample
-from nextscale.export.models.step import Draw, shaped
+from nextscale.export.models.sampling import per_draw, sample
+from nextscale.export.models.step import Draw, drawn_from, no_tokens
 from nextscale.plan.types import Plan, Step
 from nextscale.runtime.noise import SAMPLING, step_uniforms
 
@@ -76,7 +76,7 @@ def picture_parities(
     Pixels are those of ``whole``; without it those of ``forced``, which has the logits.
     """
     by_step = [
-        _step(step, ask, reference.logits[i], forced.logits[i], reference.tokens[i], free.tokens[i])
+        _step(plan, step, ask, reference.logits[i], forced.logits[i], reference.tokens[i], free.tokens[i])
         for i, step in enumerate(plan.steps)
     ]
     made = forced if whole is None else whole
@@ -89,6 +89,7 @@ def picture_parities(
 
 
 def _step(
+    plan: Plan,
     step: Step,
     ask: Ask,
     wanted: NDArray[np.float32],
@@ -96,7 +97,7 @@ def _step(
     tokens: NDArray[np.int32],
     free: NDArray[np.int32],
 ) -> list[PictureStep]:
-    absolute, drawn = _largest(got - wanted), drawn_tokens(step, ask, got)
+    absolute, drawn = _largest(got - wanted), drawn_tokens(plan, step, ask, got)
     return [
         PictureStep(
             absolute=float(absolute[image]),
@@ -108,24 +109,24 @@ def _step(
     ]
 
 
-def drawn_tokens(step: Step, ask: Ask, logits: NDArray[np.float32]) -> NDArray[np.int32]:
-    """What a step draws from guided logits (B, n, V) with the noise of ``ask``: (B, n) int32."""
-    images, n, vocabulary = logits.shape
+def drawn_tokens(plan: Plan, step: Step, ask: Ask, logits: NDArray[np.float32]) -> NDArray[np.int32]:
+    """What a step draws from guided logits (B, n, head outputs) with the noise of ``ask``: (B, n, *draws) int32."""
+    (images, n, outputs), model = logits.shape, plan.model(step.weight_set)
     if step.sampling is None:
-        return np.full((images, n), -1, np.int32)
-    noise = torch.from_numpy(step_uniforms(ask.seed, range(images), step.order, SAMPLING, (n, vocabulary)))
+        return np.full((images, n, *model.draws), -1, np.int32)
+    noise = torch.from_numpy(step_uniforms(ask.seed, range(images), step.order, SAMPLING, (n, outputs)))
     draw = Draw(
         guidance=torch.ones(images, 1),  # it is done
         temperature=torch.full((images,), ask.temperature),
         top_p=torch.full((images,), ask.top_p),
         noise=noise,
-        tokens=torch.full((images, n), -1, dtype=torch.int32),
+        tokens=no_tokens(images, step, model.draws),
     )
     with torch.inference_mode():
-        tokens: NDArray[np.int32] = sample(
-            shaped(torch.from_numpy(logits), step.sampling, draw)[1], noise, draw.tokens
-        ).numpy()
-    return tokens
+        each = drawn_from(torch.from_numpy(logits), step.sampling, draw, model.vocabulary)
+        tokens = sample(each, per_draw(noise, model.vocabulary), draw.tokens.flatten(1))
+    made: NDArray[np.int32] = tokens.reshape(images, n, *model.draws).numpy()
+    return made
 
 
 def moved(before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:

@@ -21,13 +21,13 @@ from torch import nn
 from nextscale.compare.clock import Clock
 from nextscale.compare.columns import COMPILE, EAGER, open_backend
 from nextscale.compare.compiled import CompiledEager, limits
+from nextscale.compare.posed import posed
 from nextscale.export.bundle import prepared
-from nextscale.export.checkpoint import Checkpoint, load_checkpoint
+from nextscale.export.checkpoint import Checkpoint, checkpoint_for
 from nextscale.export.eager import Eager, Request, State
-from nextscale.export.models.var import VAR
-from nextscale.export.models.vqvae import VQVAE
+from nextscale.export.models.contract import TokenizerModel, Transformer
 from nextscale.plan.errors import InputError
-from nextscale.plan.types import Grid, Plan
+from nextscale.plan.types import Plan
 from nextscale.runtime.pipeline import Pipeline
 from nextscale.runtime.result import StepResult
 
@@ -38,7 +38,10 @@ Tokens = tuple[NDArray[np.int32], ...]  # by step, each (pictures, tokens of the
 
 @dataclass(frozen=True)
 class Ask:
-    """One run: pictures 0, 1, ... of a seed. ``tokens`` forces those of every step; None samples."""
+    """One run: pictures 0, 1, ... of a seed. ``tokens`` forces those of every step; None samples.
+
+    ``labels`` are classes, or the numbers of drawn texts (:mod:`nextscale.compare.posed`).
+    """
 
     labels: tuple[int, ...]
     seed: int
@@ -95,7 +98,7 @@ class Opener:
     """Opens sides, all on one ``device``; those of PyTorch share one loaded checkpoint.
 
     ``threads`` are those of one pass on either side; ``batch`` is the number of pictures in every run;
-    ``schedule`` is the bundles', which the checkpoint need not name.
+    ``plan`` is one of the bundles', whose schedule the checkpoint need not name.
     """
 
     model: Path
@@ -103,8 +106,8 @@ class Opener:
     device: str
     threads: int
     batch: int
-    schedule: tuple[Grid, ...]
-    _models: dict[str, tuple[VAR, VQVAE]] = field(default_factory=dict, init=False)  # by precision
+    plan: Plan
+    _models: dict[str, tuple[Transformer, TokenizerModel]] = field(default_factory=dict, init=False)  # by precision
 
     def open(self, spec: Spec) -> Side:
         """The side, loaded. Raises a :class:`~nextscale.plan.errors.NextscaleError`."""
@@ -117,7 +120,7 @@ class Opener:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The checkpoint, loaded once, in the host's memory."""
-        return load_checkpoint(self.model, self.vae, self.schedule)
+        return checkpoint_for(self.model, self.vae, self.plan)
 
     def eager(self, plan: Plan, precision: str) -> Eager:
         """A plan's model on the device: cast by the host and moved once, for all plans of that precision."""
@@ -131,7 +134,7 @@ class Opener:
 
     def check(self, specs: Sequence[Spec]) -> None:
         """Refuse a checkpoint that is not of the plans' model. Keeps nothing of it: memory is measured next."""
-        checkpoint = load_checkpoint(self.model, self.vae, self.schedule)
+        checkpoint = checkpoint_for(self.model, self.vae, self.plan)
         plan = specs[0].plan
         pairs = {"model": (checkpoint.model, plan.model()), "tokenizer": (checkpoint.tokenizer, plan.tokenizer)}
         for what, (ours, theirs) in pairs.items():
@@ -177,7 +180,7 @@ class EagerSide:
 
     def __init__(self, eager: Eager) -> None:
         self.eager = eager
-        self.on_gpu = eager.var.pos_start.is_cuda
+        self.on_gpu = eager.device.type == "cuda"
         compiled = isinstance(eager, CompiledEager)
         self.settles = 0 if not compiled else 3 if self.on_gpu else 1  # CUDA graphs are warmed up, captured, replayed
 
@@ -187,11 +190,13 @@ class EagerSide:
         around = limits() if isinstance(eager, CompiledEager) else nullcontext()
         with around, torch.inference_mode():  # its inputs too: what is compiled tells inference's tensors from others
             forced = None if ask.tokens is None else {i: torch.from_numpy(t) for i, t in enumerate(ask.tokens)}
-            request = Request(ask.labels, ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, forced)
-            labels = torch.tensor(ask.labels, device=eager.var.pos_start.device)
+            request = Request(
+                posed(plan.model(), ask.labels), ask.seed, ask.guidance_scale, ask.top_p, ask.temperature, forced
+            )
+            given = eager.given(request)
             draws = {step.order: eager.draw(step, request) for step in plan.steps} if self.on_gpu else {}
             clock = Clock(self.on_gpu)
-            cond, state = eager.begin(labels), State()
+            cond, state = eager.begin(given), State()
             clock.mark("begin")
             tick()
             for step in plan.steps:
@@ -227,7 +232,7 @@ class BundleSide:
             kept.append(step.logits())
 
         result = self.pipeline.generate(
-            ask.labels,
+            posed(self.pipeline.manifest.plan.model(), ask.labels),
             seed=ask.seed,
             guidance_scale=ask.guidance_scale,
             top_p=ask.top_p,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nextscale.compare.parity import PictureParity, moved
 from nextscale.compare.sides import Ask, EagerSide, Run, Side
+from nextscale.export.models.contract import Transformer
 from nextscale.export.verify import TOLERANCES
 
 # Relative size of a token's disturbance: some dozens of roundings of float32, one of a float16 update.
@@ -54,7 +55,7 @@ def eager_moves(side: EagerSide, ask: Ask, reference: Run, precision: str, enoug
 
 
 @contextmanager
-def disturbed(var: nn.Module, size: float, seed: int) -> Iterator[None]:
+def disturbed(var: Transformer, size: float, seed: int) -> Iterator[None]:
     """Inside, every token of the residual stream is scaled by 1 + ``size`` * a normal number before every block."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -65,7 +66,7 @@ def disturbed(var: nn.Module, size: float, seed: int) -> Iterator[None]:
 
     remove: list[Callable[[], None]] = []
     try:
-        remove += [block.register_forward_pre_hook(hook).remove for block in var.get_submodule("blocks").children()]
+        remove += [var.layer(i).register_forward_pre_hook(hook).remove for i in range(var.model.depth)]
         yield
     finally:
         for undo in remove:

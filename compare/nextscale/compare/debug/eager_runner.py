@@ -20,10 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from nextscale.compare.debug.runners import Task
 from nextscale.export.bundle import prepared
-from nextscale.export.checkpoint import load_checkpoint
+from nextscale.export.checkpoint import checkpoint_for
 from nextscale.export.eager import Eager, State
 from nextscale.export.models.step import Draw
-from nextscale.export.models.var import Conditioning
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Plan
 from nextscale.runtime.signatures import cache_buffer, tape_buffer
@@ -38,7 +37,7 @@ def make_eager_runner(task: Task) -> Any:
 
         def activate_impl(self) -> None:
             manifest, (model, vae) = task.bundle.manifest, checkpoint_of(task)
-            checkpoint = load_checkpoint(model, vae, manifest.plan.schedule)
+            checkpoint = checkpoint_for(model, vae, manifest.plan)
             self.inside = Inside(prepared(checkpoint, manifest.plan, manifest.precision), products(task))
 
         def deactivate_impl(self) -> None:
@@ -88,9 +87,8 @@ class Inside:
         eager, found = self.eager, dict[str, Tensor]()
         with Products(self.weights, self.products, found):
             if graph == "begin":
-                cond = eager.begin(feed["labels.in"])
-                found |= {"cond.sos.out": cond.sos, "cond.head.out": cond.head}
-                found |= {f"cond.adaln.{i:02d}.out": rows for i, rows in enumerate(cond.adaln)}
+                cond = eager.begin({name.removesuffix(".in"): tensor for name, tensor in feed.items()})
+                found |= {f"cond.{name}.out": made for name, made in cond.items()}
             elif graph == "decode":
                 found["image.out"] = eager.pixels(feed["state.code_sum.in"])
             else:
@@ -100,8 +98,7 @@ class Inside:
     def _step(self, order: int, feed: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         eager, plan = self.eager, self.eager.plan
         step = plan.steps[order]
-        adaln = [feed[f"cond.adaln.{i:02d}.in"] for i in range(len(eager.var.blocks))]
-        cond = Conditioning(feed.get("cond.sos.in", torch.empty(0)), adaln, feed["cond.head.in"])
+        cond = {n.removeprefix("cond.").removesuffix(".in"): t for n, t in feed.items() if n.startswith("cond.")}
         draw = Draw(
             guidance=feed["guidance.in"],
             temperature=feed["temperature.in"],
@@ -109,6 +106,7 @@ class Inside:
             noise=feed["noise.in"],
             tokens=feed["tokens.in"],
             smooth_noise=feed.get("noise.smooth.in"),
+            diffusion_noise=feed.get("noise.diffusion.in"),
         )
         state = state_of(plan, feed)
 

@@ -76,7 +76,7 @@ class _Recorder:
         if kind == "uniforms":
             return fill(array, [(request.seed, image) for image in request.images], order, int(stream))
         if kind:
-            settings = {"labels": request.labels, "top_p": request.top_p, "temperature": request.temperature}
+            settings = request.subjects.given | {"top_p": request.top_p, "temperature": request.temperature}
             array[...] = settings.get(kind, -1)  # -1: sample this token
         if kind == "guidance":
             array[...] = request.guidance(self._manifest.plan, self._manifest.plan.steps[order])

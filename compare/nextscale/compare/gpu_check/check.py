@@ -267,7 +267,7 @@ class _Run:
     def _asks(self, bundle: Bundle) -> tuple[Ask, ...]:
         """Pictures, one at a time, spread over the classes."""
         plan = bundle.manifest.plan
-        count, classes, defaults = 2 if self.options.quick else 4, plan.model().classes, dict(plan.defaults)
+        count, classes, defaults = 2 if self.options.quick else 4, plan.model().classes or 4, dict(plan.defaults)
         first = Ask((0,), 0, defaults["guidance_scale"], defaults["top_p"], defaults["temperature"])
         return tuple(replace(first, labels=(i * classes // count,), seed=i) for i in range(count))
 
