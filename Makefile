@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.nextscale-ready
 
-.PHONY: demo test lint bench bench-precision bench-gpu setup
+.PHONY: demo test lint bench bench-infinity bench-precision bench-gpu setup
 
 demo: $(READY)
 	$(BIN)/nextscale demo
@@ -21,6 +21,13 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_export.py
 	$(BIN)/python benchmarks/bench_build.py
+
+# An hour, 20 GB of disk.
+bench-infinity: $(READY)
+	$(BIN)/python benchmarks/bench_infinity.py
+	$(BIN)/python benchmarks/bench_infinity_export.py
+	$(BIN)/python benchmarks/bench_text_tokens.py
+	$(BIN)/python benchmarks/bench_build.py --recipe infinity-2b-1m infinity-2b-1m-fastvar --precision bf16 --out benchmarks/results/infinity_build.json
 
 # An hour and more.
 bench-precision: $(READY)

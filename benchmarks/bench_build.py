@@ -1,6 +1,8 @@
-"""What engines cost: build time per engine, their sizes, and the sum on disk, for VAR at its published sizes.
+"""What engines cost: build time per engine, their sizes, and the sum on disk, for models at their published sizes.
 
     python benchmarks/bench_build.py [--recipe var-d16 ...] [--precision fp16 ...] [--target sm86] [--batch 1]
+    python benchmarks/bench_build.py --recipe infinity-2b-1m infinity-2b-1m-fastvar --precision bf16 \\
+        --out benchmarks/results/infinity_build.json
 
 Builds with `nextscale build` in a process of its own, without a GPU, engines of TensorRT-RTX with weights as inputs.
 Bar: all engines of VAR-d30 with FastVAR for one target together at most 160 MB (the weights beside them, once).
@@ -57,7 +59,7 @@ def show(row: dict[str, Any]) -> str:
     slowest = max(engine["seconds"] for engine in row["engines"])
     bar = "" if row["bar_bytes"] is None else "met" if row["bytes"] <= row["bar_bytes"] else "MISSED"
     return (
-        f"{row['recipe']:18} {row['precision']:5} {row['seconds']:8.1f} {slowest:8.1f} {len(row['engines']):8} "
+        f"{row['recipe']:24} {row['precision']:5} {row['seconds']:8.1f} {slowest:8.1f} {len(row['engines']):8} "
         f"{row['bytes'] / 1e6:9.1f} {row['weights_bytes'] / 1e6:11.0f} {bar:>7}"
     )
 
@@ -70,9 +72,10 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "fp16"])
     parser.add_argument("--target", default="sm86")
     parser.add_argument("--batch", default="1")
+    parser.add_argument("--out", type=Path, default=RESULTS / "build.json")
     options = parser.parse_args()
     machine, rows = this_machine(), []
-    print(f"{'recipe':18} {'':5} {'seconds':>8} {'slowest':>8} {'engines':>8} {'MB':>9} {'weights MB':>11} {'bar':>7}")
+    print(f"{'recipe':24} {'':5} {'seconds':>8} {'slowest':>8} {'engines':>8} {'MB':>9} {'weights MB':>11} {'bar':>7}")
     with TemporaryDirectory(prefix="bench-build-") as folder:
         for precision in options.precision:
             traced: Traced = {}
@@ -82,10 +85,10 @@ def main() -> None:
     library = load("tensorrt-rtx")
     print(f"{machine.processor}, {machine.cores} cores, {machine.busy} busy with other work at the start")
     print(f"tensorrt-rtx {library.version}, parser {library.parser_version}")
-    RESULTS.mkdir(exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     setup = {"tensorrt-rtx": library.version, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
     text = json.dumps({"machine": asdict(machine), "setup": setup, "builds": rows}, indent=1)
-    (RESULTS / "build.json").write_text(text + "\n", encoding="utf-8")
+    options.out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -171,9 +171,9 @@ def write_bundle(
     chosen, out = recipe(name), folder / f"{name}-{precision}"
     plan = plan_of(checkpoint, name)
     out.mkdir(parents=True)
-    written = write_graphs(checkpoint, plan, precision, out, progress, traced)
     options = Options(plan, Recipe(chosen.name, chosen.version), precision)
-    write_manifest(out, out.name, checkpoint, options, written.weights, ())
+    weights = write_graphs(checkpoint, options, out, progress, traced)
+    write_manifest(out, out.name, checkpoint, options, weights, ())
     return open_bundle(out, verify="size")
 
 

@@ -39,7 +39,7 @@ from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.components import compute_in
 from nextscale.export.eager import Eager, Request, State
 from nextscale.export.graphs import DTYPES
-from nextscale.export.models.step import Prediction, predict
+from nextscale.export.models.step import Prediction, after_head
 from nextscale.plan.recipes import RECIPES, plan_for
 from nextscale.runtime.result import to_uint8
 
@@ -89,15 +89,13 @@ def model_of(checkpoint: Checkpoint, variant: Variant) -> Eager:
 @torch.inference_mode()
 def run_forced(eager: Eager, request: Request, wanted: Sequence[Prediction]) -> list[Prediction]:
     """Every step's logits and own draws, with the tokens of ``wanted`` as its past; code sums are of these too."""
-    cond = eager.var.begin(torch.tensor(request.labels), len(eager.plan.guidance.rows))
-    state, made = State(), []
+    cond, state, made = eager.begin(eager.given(request)), State(), []
     for step, truth in zip(eager.plan.steps, wanted, strict=True):
         before, draw = state.code_sum, eager.draw(step, request)
         drawn = eager.run_step(step, cond, state, draw)
         # Its logits are guided already, and its tokens are set: only the way to the next input is wanted.
-        forced = draw._replace(guidance=torch.ones(len(request.labels), 1), tokens=truth.tokens)
-        scales, grid = len(eager.plan.schedule), eager.plan.final_grid
-        after = predict(eager.vae.quantize, step, scales, grid, drawn.logits, forced, before)
+        forced = draw._replace(guidance=torch.ones(len(request), 1), tokens=truth.tokens)
+        after = after_head(eager.plan, step, eager.vae.quantize, drawn.logits, forced, before)
         state.map, state.code_sum = after.next_map, after.code_sum
         made.append(drawn._replace(code_sum=after.code_sum))
     return made
@@ -138,7 +136,7 @@ def measure(
                 pictures, run = models[variant].generate(request)
             got = [one.prediction for one in run]
             truth.setdefault(variant.recipe, (pictures, got))  # float32 comes first
-            right = verdicts(judge, to_uint8(pictures))[0] == np.array(request.labels)
+            right = verdicts(judge, to_uint8(pictures))[0] == np.array(request.subjects)
             seen.add(right, truth[variant.recipe][1], got)
             done += 1
         for variant, drift in forced.items() if number < forced_batches else ():

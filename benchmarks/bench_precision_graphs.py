@@ -29,7 +29,7 @@ from nextscale.export.bundle import Options, export_bundle
 from nextscale.export.checkpoint import load_checkpoint
 from nextscale.export.eager import Eager, Request
 from nextscale.export.graphs import Traced
-from nextscale.export.models.step import Prediction, predict
+from nextscale.export.models.step import Prediction, after_head
 from nextscale.plan.recipes import RECIPES
 from nextscale.runtime import Pipeline
 from nextscale.runtime.manifest import Recipe
@@ -42,7 +42,7 @@ def run_graphs(
     """A bundle under forced tokens: pictures (B, H, W, 3), and its logits with what float32 sampling draws of them."""
     logits: list[torch.Tensor] = []
     result = pipeline.generate(
-        request.labels,
+        request.subjects,
         seed=request.seed,
         guidance_scale=request.guidance_scale,
         top_p=request.top_p,
@@ -52,11 +52,8 @@ def run_graphs(
     )
     made = []
     for step, guided in zip(eager.plan.steps, logits, strict=True):
-        draw = eager.draw(step, request)._replace(
-            guidance=torch.ones(len(request.labels), 1)
-        )  # they are guided already
-        scales, grid = len(eager.plan.schedule), eager.plan.final_grid
-        made.append(predict(eager.vae.quantize, step, scales, grid, guided, draw, None))
+        draw = eager.draw(step, request)._replace(guidance=torch.ones(len(request), 1))  # they are guided already
+        made.append(after_head(eager.plan, step, eager.vae.quantize, guided, draw, None))
     return result.floats, made
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from torch import Tensor
 
 from nextscale.export.bundle import listed
 from nextscale.export.graphs import GraphBuilder, Traced
-from nextscale.export.names import tensors_of
+from nextscale.export.lazy import Lazy
+from nextscale.export.names import weights_of
+from nextscale.export.parameters import Parameters
 from nextscale.export.weights import ONNX_DTYPES, weight_table
 from nextscale.plan.recipes import Recipe, plan_for
 from nextscale.runtime.manifest import FILE_NAME, WEIGHTS_FILE, Manifest, Source, SourceFile, dumps
@@ -34,7 +35,8 @@ def write_hollow(folder: Path, recipe: Recipe, precision: str, traced: Traced) -
     builder = GraphBuilder(plan, precision, traced)
     composers = builder.build(lambda done, total, what: None)
     names: set[str] = set().union(*(composer.weights for composer in composers))
-    tensors = tensors_of(names, builder.var, builder.vae)
+    models = {name: Parameters(m, m, {}, folder) for name, m in (("var", builder.var), ("vae", builder.vae))}
+    tensors = weights_of(names, models)  # shapes and dtypes; none is ever read
     references = _write_hole(folder / WEIGHTS_FILE, tensors)
     for composer in composers:
         onnx.save_model(composer.model(references), folder / composer.signature.file)
@@ -54,7 +56,7 @@ def write_hollow(folder: Path, recipe: Recipe, precision: str, traced: Traced) -
     return folder
 
 
-def _write_hole(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, onnx.TensorProto]:
+def _write_hole(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, onnx.TensorProto]:
     """A safetensors file whose values take no room on the disk, and the external initializers into it."""
     header: dict[str, Any] = {}
     end = 0

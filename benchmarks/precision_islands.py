@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.export import components
-from nextscale.export.models import pruning, step, var
+from nextscale.export.models import attention as attentions
+from nextscale.export.models import layers, pruning, step, var
+from nextscale.export.models.autoencoder import GroupNorm
 from nextscale.export.models.quantizer import MultiScaleQuantizer
 from nextscale.export.models.sampling import gumbel
 from nextscale.export.models.step import Draw
-from nextscale.export.models.vqvae import GroupNorm
-from nextscale.plan.types import Grid, NextInput, Sampling
+from nextscale.plan.types import Grid, NextInput, Sampling, Step
 
 Replacement = tuple[object, str, object]  # whose attribute, its name, what it becomes
 
@@ -64,9 +64,9 @@ def qk_norm(dtype: torch.dtype) -> list[Replacement]:
     """Sum of squares, root and division of q and k; 1e-12 is 0 in float16."""
 
     def unit(x: Tensor) -> Tensor:
-        return x / total(x * x).sqrt().clamp_min(var.NORM_EPS)
+        return x / total(x * x).sqrt().clamp_min(layers.NORM_EPS)
 
-    return [(var, "unit", unit)]
+    return [(attentions, "unit", unit)]
 
 
 def softmax(dtype: torch.dtype) -> list[Replacement]:
@@ -78,24 +78,24 @@ def softmax(dtype: torch.dtype) -> list[Replacement]:
         out = (mass / total(mass)) @ v.permute(1, 2, 0, 3)
         return out.transpose(1, 2).flatten(2)
 
-    return [(var, "attention", attention)]
+    return [(attentions, "attention", attention)]
 
 
 def norms(dtype: torch.dtype) -> list[Replacement]:
     """Every LayerNorm of the transformer: the residual stream is rounded, then mean, variance and quotient."""
 
     def layer_norm(x: Tensor) -> Tensor:
-        return standardised(x.to(dtype), var.EPS)
+        return standardised(x.to(dtype), layers.EPS)
 
-    return [(var, "layer_norm", layer_norm)]
+    return [(layers, "layer_norm", layer_norm)]
 
 
 def residual_stream(dtype: torch.dtype) -> list[Replacement]:
     """What a step starts from is half, and so every sum with a sub-layer's update."""
     embed = var.VAR.embed
 
-    def rounded(self: var.VAR, scale: int, source: Tensor, guidance_rows: int) -> Tensor:
-        return embed(self, scale, source, guidance_rows).to(dtype)
+    def rounded(self: var.VAR, at: Step, source: Tensor, guidance_rows: int) -> Tensor:
+        return embed(self, at, source, guidance_rows).to(dtype)
 
     return [(var.VAR, "embed", rounded)]
 
@@ -109,10 +109,10 @@ def guidance(dtype: torch.dtype) -> list[Replacement]:
         by_row = logits.reshape(rows, images, *logits.shape[1:])
         return (weights.T[:, :, None, None] * by_row).sum(dim=0)
 
-    def in_half(logits: Tensor, sampling: Sampling, draw: Draw) -> tuple[Tensor, Tensor]:
+    def in_half(logits: Tensor, sampling: Sampling, draw: Draw, vocabulary: int) -> tuple[Tensor, Tensor]:
         names = ("guidance", "temperature", "top_p")
         draw = draw._replace(**{name: getattr(draw, name).to(dtype) for name in names})
-        return shaped(logits.to(dtype), sampling, draw)
+        return shaped(logits.to(dtype), sampling, draw, vocabulary)
 
     return [(step, "guided", guided), (step, "shaped", in_half)]
 
@@ -142,7 +142,7 @@ def code_sum(dtype: torch.dtype) -> list[Replacement]:
 
 def scales(dtype: torch.dtype) -> list[Replacement]:
     """The learned scale of q per head, and what each layer adds to the shared adaLN."""
-    return [(components, "STAY_FLOAT32", ())]
+    return [(var.VAR, "FLOAT32", frozenset())]
 
 
 def pruning_scores(dtype: torch.dtype) -> list[Replacement]:

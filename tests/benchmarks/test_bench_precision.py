@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from nextscale.export.components import compute_in  # noqa: E402
 from nextscale.export.eager import Eager, Request  # noqa: E402
-from nextscale.export.models import pruning, step, var  # noqa: E402
+from nextscale.export.models import attention, layers, pruning, step, var  # noqa: E402
 from nextscale.export.models.step import Prediction  # noqa: E402
 from nextscale.plan.methods import FastVAR  # noqa: E402
 
@@ -95,7 +95,8 @@ def test_what_float32_kept_is_kept_again() -> None:
 
 
 def test_what_was_replaced_is_put_back() -> None:
-    owners = [(var, "unit"), (var, "attention"), (step, "shaped"), (pruning, "kept_index"), (var.VAR, "embed")]
+    owners = [(attention, "unit"), (attention, "attention"), (layers, "layer_norm"), (step, "shaped")]
+    owners += [(pruning, "kept_index"), (var.VAR, "embed"), (var.VAR, "FLOAT32")]
     before = [getattr(owner, name) for owner, name in owners]
     for island in ISLANDS:
         with halved(island, torch.float16):
@@ -153,8 +154,8 @@ def test_batches_have_seeds_of_their_own() -> None:
     eager.plan = replace(eager.plan, defaults=(("guidance_scale", 2.0), ("top_p", 0.9), ("temperature", 1.0)))
     first, second, other = (bench.request_of(n, 16, eager, seed) for n, seed in ((0, 7), (1, 7), (1, 8)))
     assert [r.seed for r in (first, second, other)] == [7, 8, 9]
-    assert list(first.labels) == [i % 5 for i in range(16)]
-    assert list(second.labels) == [i % 5 for i in range(16, 32)]
+    assert list(first.subjects) == [i % 5 for i in range(16)]
+    assert list(second.subjects) == [i % 5 for i in range(16, 32)]
 
 
 def test_a_small_run_fills_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
