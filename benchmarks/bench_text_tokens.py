@@ -32,9 +32,8 @@ WAYS = ("nothing hidden", "mask", "lanes")
 
 def model_of(way: str, queries: int, tokens: int) -> bytes:
     """One attention node, with what its way takes."""
-    width = HEADS * HEAD_DIM
-    keys = HEADS * (HEAD_DIM + MASK_LANES * (way == "lanes"))
-    shapes = {"q": (ROWS, queries, keys), "k": (ROWS, tokens, keys), "v": (ROWS, tokens, width)}
+    width = HEADS * (HEAD_DIM + MASK_LANES * (way == "lanes"))
+    shapes = {"q": (ROWS, queries, width), "k": (ROWS, tokens, width), "v": (ROWS, tokens, width)}
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     if way == "mask":
         inputs.append(helper.make_tensor_value_info("length", TensorProto.INT32, (ROWS,)))

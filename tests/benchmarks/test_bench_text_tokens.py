@@ -19,8 +19,10 @@ def test_lanes_hide_what_a_mask_hides() -> None:
     hidden = np.where(np.arange(64) < bench.TEXT, 0.0, -4096.0)[None, :, None, None].astype(np.float32)
     wide_k = np.concatenate([k, np.broadcast_to(hidden, (*k.shape[:3], MASK_LANES))], axis=-1)
     wide_q = np.concatenate([q, np.ones((*q.shape[:3], MASK_LANES), np.float32)], axis=-1)
-    feed |= {"q": wide_q.reshape(feed["q"].shape), "k": wide_k.reshape(feed["k"].shape), "v": given["v"]}
-    np.testing.assert_allclose(lanes.run(None, feed)[0], masked.run(None, given)[0], atol=1e-5)
+    wide_v = np.pad(given["v"].reshape(shape), ((0, 0), (0, 0), (0, 0), (0, MASK_LANES)))
+    feed |= {name: wide.reshape(feed[name].shape) for name, wide in zip("qkv", (wide_q, wide_k, wide_v), strict=True)}
+    found = lanes.run(None, feed)[0].reshape(wide_q.shape)[..., : bench.HEAD_DIM]
+    np.testing.assert_allclose(found, masked.run(None, given)[0].reshape(shape), atol=1e-5)
 
 
 def test_a_small_run_writes_its_report(tmp_path: Path) -> None:

@@ -11,12 +11,16 @@ import onnx
 import pytest
 import torch
 from support.families import HART, INFINITY, PRUNED, SMALL, TEXT_TOKENS, TEXT_WIDTH, Small
+from support.targets import build
 from support.text import write_t5
 
 from nextscale.export.bundle import Options, export_bundle, prepared
 from nextscale.export.eager import Eager, EagerStep, Request
+from nextscale.export.models.infinity import Infinity
+from nextscale.export.reweight import reweight
 from nextscale.export.text import load_text_encoder
 from nextscale.plan.errors import InputError
+from nextscale.plan.recipes import plan_for, recipe
 from nextscale.runtime import Pipeline
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE, Recipe
@@ -217,6 +221,37 @@ def test_half_graphs_are_their_float32_twins_but_for_rounding(tmp_path: Path) ->
     assert all(v.max_error is not None and v.max_error < 5e-2 for v in open_bundle(bundle).manifest.verified)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_tensorrt_builds_every_graph(name: str, made: dict[str, Made], tmp_path: Path) -> None:
+    bundle = made[name].bundle
+    engines = build(bundle, tmp_path / "target").target.engines
+    assert {engine.graph for engine in engines} == {graph.name for graph in open_bundle(bundle).manifest.graphs}
+
+
+def test_rules_and_sources_of_derived_weights_are_the_family_s_own(made: dict[str, Made]) -> None:
+    weights = open_bundle(made["infinity"].bundle).manifest.weights
+    assert weights["derived/var/rope_cos_01"].rule == Infinity.DERIVED["rope_cos"].rule
+    assert weights["derived/var/start_level"].keys == ("var/pos_start", "var/lvl_embed.weight")
+    assert "relative_attention_bias" in str(weights["derived/text/position_bias"].rule)
+
+
+def test_a_recipe_of_another_family_is_refused(made: dict[str, Made]) -> None:
+    checkpoint = made["hart"].checkpoint
+    with pytest.raises(InputError, match=r"'var-d16' is for var, and the checkpoint is of hart: .* such as hart-1024"):
+        plan_for(recipe("var-d16"), checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
+
+
+def test_a_fine_tune_s_weights_go_behind_the_same_graphs(made: dict[str, Made], tmp_path: Path) -> None:
+    """The text encoder stays as it was, and so does what the manifest says of it."""
+    one = made["infinity"]
+    other = reweight(one.bundle, one.files[0], None, tmp_path / "again", lambda *_: None)
+    old, new = open_bundle(one.bundle).manifest, open_bundle(other).manifest
+    assert (one.bundle / WEIGHTS_FILE).read_bytes() == (other / WEIGHTS_FILE).read_bytes()
+    assert [v for v in new.verified if v.graph == "text"] == [v for v in old.verified if v.graph == "text"]
+    assert new.tokenizer == old.tokenizer
+    assert {v.graph for v in new.verified} == {v.graph for v in old.verified}
+
+
 def test_signatures_are_checked_where_nothing_is_run(tmp_path: Path) -> None:
     files = INFINITY.draw(tmp_path / "drawn")
     checkpoint = INFINITY.load(files)
@@ -226,3 +261,5 @@ def test_signatures_are_checked_where_nothing_is_run(tmp_path: Path) -> None:
     assert {v.graph for v in verified} >= {"begin", "step_00", "decode"}
     assert all(v.max_error is None and "not run" in v.how for v in verified)
     assert "var" not in vars(checkpoint)  # no model was ever made of the checkpoint
+    again = reweight(bundle, files[0], files[1], tmp_path / "again", lambda *_: None)
+    assert open_bundle(again).manifest.verified == verified

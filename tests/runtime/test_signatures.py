@@ -131,7 +131,7 @@ def test_a_text_that_is_attended_to() -> None:
     ]
     made = {t.name: (t.dtype, t.shape) for t in begin.outputs}
     assert made["cond.text.k.01.out"] == ("float16", ("rows", 6, 2, 4 + MASK_LANES))
-    assert made["cond.text.v.01.out"] == ("float16", ("rows", 6, 2, 4))
+    assert made["cond.text.v.01.out"] == ("float16", ("rows", 6, 2, 4 + MASK_LANES))
     assert made["cond.adaln.01.out"] == ("float32", ("rows", 6, 8))
     for step in steps:  # a text is attended to in every step
         assert {"cond.text.k.00.in", "cond.text.v.01.in"} <= set(by_name(step))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from nextscale.plan.types import Model, Step
 
 # Channels behind those of a text's keys that keep queries from tokens behind its length: a mask that no kernel has to
-# know of. Eight, for kernels like multiples of it.
+# know of. Eight, for kernels like multiples of it. Values have as many, of zeros: TensorRT asks one shape of both.
 MASK_LANES = 8
 
 
@@ -85,7 +85,6 @@ def _of_block(model: Model) -> list[tuple[str, tuple[int, ...], str]]:
     if model.adaln:
         parts.append(("adaln", (6, model.width), "float32"))
     if model.text is not None and model.text.use == "cross":
-        tokens, heads = model.text.tokens, model.heads
-        parts.append(("text.k", (tokens, heads, model.head_dim + MASK_LANES), "compute"))
-        parts.append(("text.v", (tokens, heads, model.head_dim), "compute"))
+        shape = (model.text.tokens, model.heads, model.head_dim + MASK_LANES)
+        parts += [("text.k", shape, "compute"), ("text.v", shape, "compute")]
     return parts

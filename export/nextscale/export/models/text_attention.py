@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nextscale.export.models.contract import Derived
 from nextscale.export.models.ops import attention, linear
 from nextscale.plan.conditioning import MASK_LANES
+from nextscale.plan.errors import PlanError
 
 HIDDEN = -4096.0  # times the lanes: far below any score, and a number in half precision too
 
@@ -63,19 +64,22 @@ class TextAttention(nn.Module):
         return torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
 
     def keys_values(self, text: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Text (R, T, width) to keys (R, T, H, hd + lanes) and values (R, T, H, hd), in the dtype of the matrix.
+        """Text (R, T, width) to keys and values (R, T, H, hd + lanes), in the dtype of the matrix.
 
-        The lanes of tokens that are not ``seen`` (R, T) push their scores below all others.
+        The lanes of keys of tokens that are not ``seen`` (R, T) push their scores below all others. Those of values
+        are zeros: TensorRT's attention takes keys and values of one shape only.
         """
         kv = linear(text.to(self.mat_kv.weight.dtype), self.mat_kv.weight, self._kv_bias())
         key, value = (part.unflatten(-1, (self.heads, self.head_dim)) for part in kv.chunk(2, dim=-1))
-        lanes = torch.where(seen, 0.0, HIDDEN).to(key.dtype)[:, :, None, None]
-        return torch.cat((key, lanes.expand(-1, -1, self.heads, MASK_LANES)), dim=-1), value
+        # Cast last, so that every precision computes the same lanes of all layers once.
+        lanes = torch.where(seen, 0.0, HIDDEN)[:, :, None, None].expand(-1, -1, self.heads, MASK_LANES)
+        return torch.cat((key, lanes.to(key.dtype)), dim=-1), F.pad(value, (0, MASK_LANES))
 
     def attend(self, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries (R, m, H, hd) over the keys and values of :meth:`keys_values`: (R, m, C)."""
         q = F.pad(q, (0, MASK_LANES), value=1.0)
-        out = attention(q, key.transpose(0, 1), value.transpose(0, 1), self.scale)
+        out = attention(q, key.transpose(0, 1), value.transpose(0, 1), self.scale).unflatten(-1, (self.heads, -1))
+        out = out[..., : self.head_dim].flatten(-2)
         return linear(out, self.proj.weight, self.proj.bias)
 
 
@@ -104,6 +108,10 @@ class AttentionPool(TextAttention):
 
     def __init__(self, width: int, text_width: int) -> None:
         heads = max(1, text_width // (128 if width <= 4096 else 64))
+        if width % heads:
+            raise PlanError(
+                f"a text of width {text_width} is pooled by {heads} heads, which a width of {width} cannot be shared by"
+            )
         super().__init__(width, text_width, heads)
         self.mat_q = nn.Parameter(torch.randn(1, heads, width // heads))
 
