@@ -127,7 +127,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_next_one_works(tmp_path: P
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     assert "Traceback" not in errors
-    assert list(out.parent.iterdir()) == []
+    assert not out.parent.exists()  # nor the folder that was made for it
     tiny.export_tiny(tiny_checkpoint, out)
     assert open_bundle(out).manifest.verified
 

@@ -52,6 +52,13 @@ HART = [
 @pytest.mark.parametrize(
     ("name", "there", "model", "vae", "files"),
     [
+        (
+            "infinity-8b-0.25m",
+            [name.replace("8b_weights", "8b_512x512_weights") for name in INFINITY],
+            "infinity_8b_512x512_weights",
+            INFINITY[3],
+            [n.replace("8b_weights", "8b_512x512_weights") for n in (INFINITY[7], *INFINITY[4:7], INFINITY[3])],
+        ),
         ("infinity-2b-1m", INFINITY, INFINITY[0], INFINITY[1], INFINITY[:2]),
         ("infinity-8b-1m", INFINITY, "infinity_8b_weights", INFINITY[3], [INFINITY[7], *INFINITY[4:7], INFINITY[3]]),
         ("hart-1024", HART, "llm", "tokenizer", [*HART[:2], *HART[4:]]),
@@ -61,7 +68,7 @@ def test_folders_of_shards_and_averaged_weights(
     name: str, there: list[str], model: str, vae: str, files: list[str]
 ) -> None:
     chosen = recipe(name)
-    found = choose("me/mine", there, chosen.model, chosen.tokenizer)
+    found = choose("me/mine", there, chosen.model, chosen.tokenizer, chosen.schedule)
     assert (found.model, found.vae, found.files) == (model, vae, files)
     with pytest.raises(InputError, match="me/mine has no "):
         choose("me/mine", ["README.md"], chosen.model, chosen.tokenizer)

@@ -164,7 +164,7 @@ def test_an_entry_of_another_kind(name: str, value: Any, tmp_path: Path) -> None
         read(tmp_path, {**ENTRIES, name: value})
 
 
-@pytest.mark.parametrize("sides", ["123", [], [1], [1, 0], [1, 2.5], [[1, 1], [2, 2]], [True, 2]])
+@pytest.mark.parametrize("sides", ["123", [], [1, 0], [1, 2.5], [[1, 1], [2, 2, 2]], [True, 2]])
 def test_a_schedule_of_another_kind(sides: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**ENTRIES, "patch_nums": sides}))
     with pytest.raises(InputError, match=r"patch_nums .* it should be a list of sides or \[height, width\] pairs"):

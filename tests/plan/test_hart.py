@@ -35,6 +35,11 @@ def test_the_first_step_reads_300_and_gives_1(sound: Sound) -> None:
     assert plan.steps[-1].layers[0].past_rows + 4096 == CONTEXT + 9451 - 1
 
 
+def test_half_of_one_code_is_one() -> None:
+    plan = hart(sampling=Sampling(1))
+    assert {step.sampling.top_k for step in plan.steps if step.sampling} == {1}
+
+
 def test_fastvar_computes_5227_tokens_beside_the_context(sound: Sound) -> None:
     plan = sound(FastVAR({12: 0.5, 13: 0.75}, cache_scale=11)(hart()))
     layers = [step.layers[0].sub_layers[0].kept or step.tokens_in for step in plan.steps]

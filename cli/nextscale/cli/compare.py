@@ -29,7 +29,7 @@ def compare(
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = DEFAULTS.batch,
     seed: Annotated[int, typer.Option(help="Of the first run; each next run has the next one.")] = DEFAULTS.seed,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly the class counts.", show_default=DEFAULT)
+        float | None, typer.Option(help="How strongly class or text count.", show_default=DEFAULT)
     ] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Share of the probability sampled from, up to 1.", show_default=DEFAULT)

@@ -87,7 +87,8 @@ def draw(
         parts = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
         say(f"{path}  {size_text(sum(p.stat().st_size for p in parts))}")
     few = f" --top-k {model.vocabulary}" if chosen.sampling.top_k > model.vocabulary else ""
-    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]}{few} -o engines/NAME")
+    scales = f" --schedule {schedule}" if schedule else ""
+    say(f"next: nextscale export --recipe {recipe} --model {files[0]} --vae {files[1]}{few}{scales} -o engines/NAME")
 
 
 def _model(

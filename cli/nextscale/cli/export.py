@@ -101,6 +101,8 @@ def export(
     chosen, grids = recipes.recipe(recipe), read_schedule(schedule)
     new_folder(out)
     _check_source(model, vae, repo, revision)
+    if system_prompt is not None and text is None:
+        raise InputError("--system-prompt is given without a --text encoder that it could stand before")
 
     from nextscale.cli.progress import Progress
     from nextscale.cli.report import print_bundle
@@ -148,7 +150,7 @@ def _checkpoint(
         from nextscale.export.fetch import fetch
 
         there = folder / repo.replace("/", "--")
-        found = fetch(repo, revision, chosen.model, chosen.tokenizer, there, bars=sys.stderr.isatty())
+        found = fetch(repo, revision, chosen.model, chosen.tokenizer, there, sys.stderr.isatty(), chosen.schedule)
         return load_checkpoint(found.model, found.vae, grids, repo=repo, revision=found.revision, **more)
     return load_checkpoint(cast(Path, model), cast(Path, vae), grids, **more)
 

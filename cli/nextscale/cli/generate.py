@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,8 +151,10 @@ def read_features(text: str) -> Any:
     path, rows = (m[1], int(m[2])) if (m := re.fullmatch(r"(.+):([0-9]{1,9})", text)) else (text, None)
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is no .npy file of numbers ({str(error).splitlines()[0]:.120})") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is no .npy file of numbers (it holds several arrays): save the one that is meant")
     return array if rows is None else (array, rows)
 
 

@@ -100,6 +100,16 @@ def _with_text(recipe: Recipe, tokens: int | None) -> Model | None:
         return None
     if recipe.model.text is None:
         raise InputError(f"recipe {recipe.name!r} reads no text: leave --text-tokens out")
+    if recipe.model.text.use != "cross" or tokens > recipe.model.text.tokens:
+        raise InputError(
+            f"recipe {recipe.name!r} reads texts of "
+            + (
+                f"up to {recipe.model.text.tokens}"
+                if recipe.model.text.use == "cross"
+                else f"{recipe.model.text.tokens}"
+            )
+            + f" tokens; found --text-tokens {tokens}"
+        )
     return replace(recipe.model, text=replace(recipe.model.text, tokens=tokens))
 
 

@@ -116,7 +116,7 @@ def collect(bundles: Sequence[Path], model: Path, vae: Path, options: Options, p
 
 def asked_for(ask: Ask) -> str:
     """A run in words."""
-    return f"seed {ask.seed}, class {', '.join(map(str, ask.labels))}"
+    return f"seed {ask.seed}, class or text {', '.join(map(str, ask.labels))}"
 
 
 def _interleaved(

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -80,6 +80,8 @@ def export_bundle(
     traced = {} if traced is None else traced
     if options.check not in CHECKS:
         raise InputError(f"check {options.check!r} is unknown; known are {', '.join(CHECKS)}")
+    if options.check == "numbers":
+        checkpoint.check()  # whose values may be refused: before minutes are spent
     with publishing(out) as folder:
         weights = write_graphs(checkpoint, options, folder, progress, traced)
         verified = _verified(checkpoint, options, folder, progress, traced)
@@ -225,13 +227,19 @@ def publishing(out: Path) -> Iterator[Path]:
         raise InputError(f"{out.name!r} cannot name a bundle: use letters, digits, '.', '_' and '-'")
     if out.exists():
         raise InputError(f"{out} is already there: take another name, or remove it first")
-    with reported(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        busy = f"another export is writing {out}: wait for it, or take another name"
-        with hidden_folder(out.parent, out.name, busy) as hidden:
-            yield hidden
-            _sync(hidden)
-            hidden.rename(out)
+    made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
+    try:
+        with reported(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            busy = f"another export is writing {out}: wait for it, or take another name"
+            with hidden_folder(out.parent, out.name, busy) as hidden:
+                yield hidden
+                _sync(hidden)
+                hidden.rename(out)
+    finally:
+        for folder in made:  # the innermost first, while they are empty
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager

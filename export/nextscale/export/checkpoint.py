@@ -19,7 +19,7 @@ from nextscale.export.models.contract import TokenizerModel, Transformer
 from nextscale.export.readers.registry import reader_of
 from nextscale.export.readers.tokenizers import ENCODER_KEYS, IGNORED, encoder_blocks_of, tokenizer_of
 from nextscale.export.shards import files_of
-from nextscale.export.state_dict import State, file_digest, fitting, load_strictly, open_state
+from nextscale.export.state_dict import State, file_digest, fitting, load_strictly, open_state, read_floats
 from nextscale.plan.errors import InputError
 from nextscale.plan.ratios import rope_grid
 from nextscale.plan.types import Grid, Model, Plan, Tokenizer
@@ -63,6 +63,15 @@ class Checkpoint:
         if not self.encoder:
             model.drop_encoder()
         return model.eval().requires_grad_(False)
+
+    def check(self) -> None:
+        """Reads every tensor once, one at a time; :class:`InputError` where a value is NaN or infinite."""
+        for model, state, path, ignored in (
+            (self.empty_var(), self.var_state, self.var_file, self.ignored),
+            (self.empty_vae(), self.vae_state, self.vae_file, IGNORED),
+        ):
+            for key, entry in fitting(model, state, path, ignored).items():
+                read_floats(entry, key, path)
 
     def empty_var(self) -> Transformer:
         """The transformer on the meta device."""

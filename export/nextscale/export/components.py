@@ -109,9 +109,10 @@ class Decode(nn.Module):
 def compute_in(var: Transformer, vae: TokenizerModel, dtype: torch.dtype) -> None:
     """Casts what computes in half precision; what must stay float32 stays.
 
-    Half: the matrices of blocks, adaLN, head and text, the decoder's convolutions. Float32: embeddings and positions
-    (the residual stream is float32), q's learned scale and every norm (QK norm's 1e-12 is 0 in float16), codebook, phi
-    and resizes (the code sum adds up over all scales), guidance, filters and sampling.
+    Half: what each model's ``computing`` names, the blocks' matrices above all, and the decoder's convolutions.
+    Float32: embeddings and positions (the residual stream is float32), q's learned scale and every norm (QK norm's
+    1e-12 is 0 in float16), codebook, phi and resizes (the code sum adds up over all scales), guidance, filters and
+    sampling.
     """
     for model in (var, vae):
         for module in model.computing():

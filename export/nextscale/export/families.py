@@ -1,4 +1,4 @@
-"""Which eager model a plan's numbers belong to: the one place that asks."""
+"""Which eager model a plan's numbers belong to."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nextscale.export.published import SUFFIXES, published_places, published_stems
+from nextscale.export.published import SUFFIXES, Schedule, published_places, published_stems
 from nextscale.export.shards import AVERAGED, INDEXES
 from nextscale.export.shards import SUFFIXES as FOLDER_SUFFIXES
 from nextscale.plan.errors import EnvironmentProblem, InputError
@@ -27,7 +27,13 @@ class Fetched:
 
 
 def fetch(
-    repo: str, revision: str | None, model: Model, tokenizer: Tokenizer, folder: Path, bars: bool = False
+    repo: str,
+    revision: str | None,
+    model: Model,
+    tokenizer: Tokenizer,
+    folder: Path,
+    bars: bool = False,
+    schedule: Schedule = (),
 ) -> Fetched:
     """Downloads that model and its tokenizer from ``repo`` at ``revision`` (None: its main branch) into ``folder``.
 
@@ -47,12 +53,12 @@ def fetch(
     try:
         info = HfApi().model_info(repo, revision=revision)
         listed = [entry.rfilename for entry in info.siblings or ()]
-        chosen = choose(repo, listed, model, tokenizer)
+        chosen = choose(repo, listed, model, tokenizer, schedule)
         commit = info.sha or revision
         for name in chosen.files:
             hf_hub_download(repo, name, revision=commit, local_dir=folder)
     except hub_errors as error:
-        raise _sentence(error, repo, revision, published_stems(model, tokenizer), folder) from error
+        raise _sentence(error, repo, revision, published_stems(model, tokenizer, schedule), folder) from error
     return Fetched(folder / chosen.model, folder / chosen.vae, repo, str(commit))
 
 
@@ -65,12 +71,12 @@ class Chosen:
     files: list[str]
 
 
-def choose(repo: str, files: Sequence[str], model: Model, tokenizer: Tokenizer) -> Chosen:
+def choose(repo: str, files: Sequence[str], model: Model, tokenizer: Tokenizer, schedule: Schedule = ()) -> Chosen:
     """Transformer, tokenizer, and a config beside the transformer or in its folder.
 
     Safetensors are preferred to other files. Raises :class:`InputError` where a part is missing or is there twice.
     """
-    places = published_places(model, tokenizer)
+    places = published_places(model, tokenizer, schedule)
     parts = [_folder(repo, files, p.stem) if p.folder else [_one(repo, files, p.stem)] for p in places]
     roots = [str(PurePosixPath(part[0]).parent) if p.folder else part[0] for p, part in zip(places, parts, strict=True)]
     config = str(PurePosixPath(parts[0][0]).with_name(CONFIG))

@@ -19,7 +19,7 @@ MATRICES = {
     "bicubic": Derived("one axis of bicubic interpolation, align_corners=False, a=-0.75, (n_out, n_in)"),
     "bilinear": Derived("one axis of bilinear interpolation, align_corners=False, (n_out, n_in)"),
 }
-RULES = {**DERIVED, **TEXT, **MATRICES}
+RULES = {**DERIVED, **MATRICES}
 _MATRIX = re.compile(rf"(?:.*\.)?resize\.((?:{'|'.join(RESIZES)})_\d+_\d+)")
 _ROOTS = (("var.", "var/"), ("vae.", "vae/"), ("quantize.", "vae/quantize."))
 
@@ -59,8 +59,9 @@ def sources_of(name: str) -> tuple[str, ...]:
 
 
 def _derived(name: str) -> Derived | None:
+    rules = TEXT if name.removeprefix("derived/").startswith("text/") else RULES
     last = name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
-    return next((how for key, how in RULES.items() if last == key or re.fullmatch(rf"{key}(_\d+)+", last)), None)
+    return next((how for key, how in rules.items() if last == key or re.fullmatch(rf"{key}(_\d+)+", last)), None)
 
 
 def weights_of(names: Iterable[str], models: Mapping[str, Parameters]) -> dict[str, Lazy]:

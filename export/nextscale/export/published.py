@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nextscale.plan.types import Model, Tokenizer
+from nextscale.plan.ratios import size_and_ratio
+from nextscale.plan.types import Grid, Model, Tokenizer
 
 SUFFIXES = (".safetensors", ".pth")  # in the order in which they are preferred
 
@@ -21,18 +22,24 @@ class Place(NamedTuple):
     within: str | None = None
 
 
-def published_places(model: Model, tokenizer: Tokenizer) -> tuple[Place, Place]:
-    """Of the transformer and the tokenizer. Sizes that upstream did not publish get names of its pattern."""
-    return {"var": _var, "infinity": _infinity, "hart": _hart}[model.family](model, tokenizer)
+Schedule = tuple[Grid, ...]
 
 
-def published_stems(model: Model, tokenizer: Tokenizer) -> tuple[str, str]:
+def published_places(model: Model, tokenizer: Tokenizer, schedule: Schedule = ()) -> tuple[Place, Place]:
+    """Of the transformer and the tokenizer. Sizes that upstream did not publish get names of its pattern.
+
+    ``schedule`` tells weights apart that were trained for different sizes of pictures.
+    """
+    return {"var": _var, "infinity": _infinity, "hart": _hart}[model.family](model, tokenizer, schedule)
+
+
+def published_stems(model: Model, tokenizer: Tokenizer, schedule: Schedule = ()) -> tuple[str, str]:
     """The names of the transformer's and the tokenizer's file, without their suffix."""
-    transformer, pictures = published_places(model, tokenizer)
+    transformer, pictures = published_places(model, tokenizer, schedule)
     return transformer.stem, pictures.stem
 
 
-def _var(model: Model, t: Tokenizer) -> tuple[Place, Place]:
+def _var(model: Model, t: Tokenizer, schedule: Schedule) -> tuple[Place, Place]:
     return Place(f"var_d{model.depth}"), Place(f"vae_ch{t.channels}v{t.vocabulary}z{t.code_channels}")
 
 
@@ -40,8 +47,11 @@ def _var(model: Model, t: Tokenizer) -> tuple[Place, Place]:
 _INFINITY = {(32, 2048): Place("infinity_2b_reg"), (40, 3584): Place("infinity_8b_weights", folder=True)}
 
 
-def _infinity(model: Model, t: Tokenizer) -> tuple[Place, Place]:
+def _infinity(model: Model, t: Tokenizer, schedule: Schedule) -> tuple[Place, Place]:
     transformer = _INFINITY.get((model.depth, model.width), Place(f"infinity_layer{model.depth}"))
+    trained = size_and_ratio(schedule)
+    if transformer.folder and trained is not None and trained[0] == "0.25m":
+        transformer = transformer._replace(stem="infinity_8b_512x512_weights")
     if t.patch > 1:
         kind = f"{t.code_channels * t.patch**2}_f{t.stride}_{t.code_channels}_patchify"
     else:
@@ -49,5 +59,5 @@ def _infinity(model: Model, t: Tokenizer) -> tuple[Place, Place]:
     return transformer, Place(f"infinity_vae_d{kind}", within="vae")
 
 
-def _hart(model: Model, t: Tokenizer) -> tuple[Place, Place]:
+def _hart(model: Model, t: Tokenizer, schedule: Schedule) -> tuple[Place, Place]:
     return Place("llm", folder=True), Place("tokenizer", folder=True, prefix="vae.")

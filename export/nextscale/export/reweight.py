@@ -15,7 +15,7 @@ from nextscale.export.extract import extract_tokenizer
 from nextscale.export.lazy import Lazy
 from nextscale.export.names import weights_of
 from nextscale.export.safetensors_file import header_of
-from nextscale.export.verify import TOLERANCES, verify
+from nextscale.export.verify import TOLERANCES, check_signatures, verify
 from nextscale.export.weights import weight_table, write_weights
 from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import open_bundle
@@ -29,7 +29,7 @@ def reweight(bundle: Path, model: Path, vae: Path | None, out: Path, progress: P
 
     ``vae`` is None where the fine-tune left the tokenizer as it was. The files must be of the bundle's architecture:
     equal sizes and schedule give an equal layout of the weights file, which is what the graphs refer to. Every graph is
-    verified again, as after an export, but for bfloat16's, which the CPU cannot run and whose manifest says so.
+    verified again, as it was after the export, but for bfloat16's, which the CPU cannot run and whose manifest says so.
     Raises :class:`InputError` where the architectures differ.
     """
     old = open_bundle(bundle).manifest
@@ -56,11 +56,14 @@ def reweight(bundle: Path, model: Path, vae: Path | None, out: Path, progress: P
             raise InputError(f"{bundle} was written with another layout of its weights: export the fine-tune by itself")
         for name in (*(graph.file for graph in old.graphs), *filter(None, [old.tokenizer])):
             shutil.copyfile(bundle / name, folder / name)
-        verified = tuple(replace(v, how=NOT_RUN, max_error=None, tolerance=None) for v in old.verified)
-        if old.precision in TOLERANCES:
+        run = [v for v in old.verified if v.max_error is not None]
+        verified = tuple(replace(v, how=NOT_RUN, max_error=None, tolerance=None) for v in run if v.graph != "text")
+        if not run:  # nor were the old weights: the same is checked of the new ones
+            verified = check_signatures(folder, old.graphs)
+        elif old.precision in TOLERANCES:
             eager = prepared(checkpoint, plan, old.precision)
             verified = verify(folder, eager, old.precision, lambda d, t, what: progress("verify", d, t, what))
-            verified += tuple(v for v in old.verified if v.graph == "text")
+        verified += tuple(v for v in run if v.graph == "text")
         options, text = (
             Options(plan, old.recipe, old.precision),
             [f for f in old.source.files if f.weight_set == "text"],

@@ -102,8 +102,15 @@ def plan_for(
 ) -> Plan:
     """The recipe's plan, with the numbers of another checkpoint where they are given.
 
-    Raises :class:`PlanError` where the recipe's methods or sampling do not fit them.
+    Raises :class:`InputError` for a checkpoint of another family, :class:`PlanError` where the recipe's methods or
+    sampling do not fit its numbers.
     """
+    if model is not None and model.family != recipe.model.family:
+        own = next(r.name for r in RECIPES.values() if r.model.family == model.family)
+        raise InputError(
+            f"recipe {recipe.name!r} is for {recipe.model.family}, and the checkpoint is of {model.family}: "
+            f"take a recipe of its own, such as {own}"
+        )
     plan = recipe.chain(
         recipe.name,
         model or recipe.model,

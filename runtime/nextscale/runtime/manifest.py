@@ -66,7 +66,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file: ``begin``, ``step_00`` ... or ``decode``. ``step`` is the order of the plan's step, else None."""
+    """One ONNX file: ``text``, ``begin``, ``step_00`` ... or ``decode``. ``step`` is its plan's order, else None."""
 
     name: str
     file: str

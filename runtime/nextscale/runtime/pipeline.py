@@ -212,10 +212,10 @@ class Pipeline:
     ) -> Generator[StepResult]:
         """Like :meth:`generate`, step by step: an iterator of :class:`StepResult`, pass after pass.
 
-        Arguments are checked now; a slot is taken at the first step and given back after the last, or when the
-        iterator is closed, which cancels the call. ``timeout`` counts from now, and is looked at when a step is asked
-        for: a stream that is neither read to its end nor closed keeps its slot, past its timeout too. So close it,
-        with ``contextlib.closing`` where reading may stop early.
+        Arguments are checked and prompts encoded now; a slot is taken at the first step and given back after the last,
+        or when the iterator is closed, which cancels the call. ``timeout`` counts from now, and is looked at when a
+        step is asked for: a stream that is neither read to its end nor closed keeps its slot, past its timeout too. So
+        close it, with ``contextlib.closing`` where reading may stop early.
         """
         control = Control.start(timeout, cancel)
         self._slots.check()

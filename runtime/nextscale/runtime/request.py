@@ -15,7 +15,7 @@ from nextscale.plan.errors import InputError
 from nextscale.plan.types import Plan, Step
 from nextscale.runtime.arguments import listed, whole
 from nextscale.runtime.manifest import Manifest
-from nextscale.runtime.subjects import Encode, Subject, Subjects, make_subjects
+from nextscale.runtime.subjects import Encode, Subject, Subjects, each, make_subjects
 
 Setting = float | Sequence[float]
 Guidance = float | Sequence[float] | Sequence[Sequence[float]]
@@ -82,20 +82,15 @@ def make_request(
     A setting is one number, or one for each picture; None is the plan's default. Guidance may also be, for each
     picture, one number for every scale of the schedule.
     """
-    plan = manifest.plan
-    made = make_subjects(plan.models[0][1], subjects, negative, manifest.classes or (), encode)
-    count = len(made)
+    plan, count = manifest.plan, len(each(subjects))
     seed = secrets.randbits(32) if seed is None else check_word("seed", seed)
     first = check_word("first_image", first_image)
-    return Request(
-        subjects=made,
-        seed=seed,
-        images=tuple(range(first, first + count)),
-        guidance_scale=by_scale(plan, _default(plan, "guidance_scale", guidance_scale), count),
-        top_p=_setting(plan, "top_p", top_p, count),
-        temperature=_setting(plan, "temperature", temperature, count),
-        tokens=check_tokens(plan, tokens, count),
-    )
+    scales = by_scale(plan, _default(plan, "guidance_scale", guidance_scale), count)
+    shares, temperatures = (_setting(plan, *of, count) for of in (("top_p", top_p), ("temperature", temperature)))
+    forced = check_tokens(plan, tokens, count)
+    # Last, for prompts are encoded here.
+    made = make_subjects(plan.models[0][1], subjects, negative, manifest.classes or (), encode)
+    return Request(made, seed, tuple(range(first, first + count)), scales, shares, temperatures, forced)
 
 
 def passes(count: int, batch_sizes: Sequence[int]) -> Iterator[tuple[range, int]]:
@@ -116,14 +111,14 @@ def by_scale(plan: Plan, value: Any, count: int) -> tuple[tuple[float, ...], ...
     One number, one for each picture, or for each picture a list of one for every scale.
     """
     given, scales = listed(value), len(plan.schedule)
-    each = [value] * count if given is None else given
-    if len(each) != count:
+    values = [value] * count if given is None else given
+    if len(values) != count:
         raise InputError(
             f"guidance_scale: one number, one for each of {count} pictures, or for each of them a list of one for "
-            f"every scale; found {len(each)}"
+            f"every scale; found {len(values)}"
         )
     rows = []
-    for one in each:
+    for one in values:
         row = listed(one)
         if row is not None and len(row) != scales:
             raise InputError(f"guidance_scale by scale has {scales} numbers, one for every scale; found {len(row)}")

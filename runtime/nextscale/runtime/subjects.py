@@ -57,7 +57,7 @@ def make_subjects(
     show, for all or for each of them; None where the model's own learned text stands for it. Raises
     :class:`~nextscale.plan.errors.InputError` for what the model does not take.
     """
-    asked = _each(subjects)
+    asked = each(subjects)
     if not asked:
         raise InputError("no labels or prompts: one makes one picture")
     if model.text is None:
@@ -71,7 +71,7 @@ def make_subjects(
         if negative is not None:
             raise InputError("a negative prompt is given, and this model has no place for one: leave it out")
         return Subjects(names, (None,) * len(asked), given)
-    against: list[Any] = [None] * len(asked) if negative is None else _each(negative)
+    against: list[Any] = [None] * len(asked) if negative is None else each(negative)
     against = against * len(asked) if len(against) == 1 else against
     if len(against) != len(asked):
         raise InputError(f"negative: one prompt, or one for each of {len(asked)} pictures; found {len(against)}")
@@ -84,7 +84,7 @@ def _in_words(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _each(value: Any) -> list[Any]:
+def each(value: Any) -> list[Any]:
     """One entry for a picture; features and their lengths are one entry."""
     if isinstance(value, np.ndarray) and value.ndim == 2:
         return [value]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.errors import InputError
 from nextscale.plan.families.var import VAR_TOKENIZER
 from nextscale.plan.schedules import scale_ratio
 from nextscale.plan.types import Diffusion, Grid, Guidance, Model, Plan, Sampling, Text, Tokenizer
@@ -34,6 +35,8 @@ def hart_model(
 
     The number of its heads is not known: 24 heads of 64 are an assumption, which changes no count but that of heads.
     """
+    if width % heads:
+        raise InputError(f"a width of {width} cannot be shared by {heads} heads: it must be a multiple of their number")
     return Model(
         family="hart",
         depth=depth,
@@ -95,7 +98,7 @@ def hart_plan(
     )
     steps = []
     for step in plan.steps:
-        top_k = sampling.top_k if step.scale < NARROWED else sampling.top_k // 2
+        top_k = sampling.top_k if step.scale < NARROWED else max(1, sampling.top_k // 2) if sampling.top_k else 0
         ratio = hart_ratio(step.scale, len(schedule)) if sampling.smooth else 0.0
         steps.append(replace(step, sampling=replace(sampling, top_k=top_k, smooth_ratio=ratio)))
     last = steps[-1]

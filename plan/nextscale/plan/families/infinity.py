@@ -81,7 +81,7 @@ def infinity_resized(was: Model, depth: int | None, width: int | None, heads: in
     depth, width = depth or was.depth, width or was.width
     heads = heads or (was.heads if width == was.width else max(1, width // was.head_dim))
     chunks = max(n for n in range(1, was.chunks + 1) if depth % n == 0)
-    ffn = None if width >= 32 else 4 * width
+    ffn = None if width > 32 else 4 * width
     return infinity_model(depth, width, heads, chunks, was.bits, was.text, ffn)
 
 
