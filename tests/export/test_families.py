@@ -213,10 +213,10 @@ def test_a_text_encoder_of_another_width_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_half_graphs_are_their_float32_twins_but_for_rounding(tmp_path: Path) -> None:
-    files = HART.draw(tmp_path / "drawn")
-    checkpoint = HART.load(files)
-    options = Options(HART.plan(checkpoint, PRUNED), Recipe("hart-1024", 1), "fp16")
+@pytest.mark.parametrize("small", [INFINITY, HART], ids=lambda small: small.recipe)
+def test_half_graphs_are_their_float32_twins_but_for_rounding(small: Small, tmp_path: Path) -> None:
+    checkpoint = small.load(small.draw(tmp_path / "drawn"))
+    options = Options(small.plan(checkpoint, PRUNED), Recipe(small.recipe, 1), "fp16")
     bundle = export_bundle(checkpoint, options, tmp_path / "half", lambda *_: None)
     assert all(v.max_error is not None and v.max_error < 5e-2 for v in open_bundle(bundle).manifest.verified)
 
