@@ -58,7 +58,7 @@ class Block(contract.Block):
     ) -> BlockOutput:
         """As the contract has it; of the conditions it reads ``adaln`` (R, 6, C) float32, ``text.k`` and ``text.v``
 
-        (R, T, H, hd), the keys with lanes behind that hide what is behind a row's text.
+        (R, T, H, hd + lanes): lanes of keys hide what is behind a row's text, those of values are zeros.
         """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = cond["adaln"].split(1, dim=1)  # (R, 1, C) each
         dtype, rows = self.sa.proj.weight.dtype, {}
