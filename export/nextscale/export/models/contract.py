@@ -87,9 +87,9 @@ class Transformer(nn.Module, ABC):
     def layer(self, index: int) -> Block:
         """The block of a layer."""
 
-    @abstractmethod
     def layer_path(self, index: int) -> str:
-        """Where that block stands: ``blocks.7``."""
+        """Where that block stands: ``blocks.7``, but where a family groups its blocks."""
+        return f"blocks.{index}"
 
     @abstractmethod
     def begin(self, given: Mapping[str, Tensor], guidance_rows: int) -> Conditions:

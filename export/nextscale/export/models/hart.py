@@ -20,7 +20,7 @@ from nextscale.export.models.diffusion import NumberEmbedding, ResidualDiffusion
 from nextscale.export.models.layers import AdaLin, RMSNorm
 from nextscale.export.models.mixed_rope import frequencies, grid_rotation, text_rotation, turn
 from nextscale.export.models.ops import linear
-from nextscale.export.models.pruning import run_sub_layer
+from nextscale.export.models.pruning import run_sub_layers
 from nextscale.export.models.resize import Resize
 from nextscale.plan.errors import PlanError
 from nextscale.plan.types import Grid, Layer, Model, Step
@@ -82,12 +82,8 @@ class Block(contract.Block):
             update: Tensor = self.ffn(self.ln_wo_grad(tokens).to(dtype))
             return update
 
-        written: dict[str, Tensor] = {}
-        for name, compute in (("attn", attn), ("ffn", ffn)):
-            cache, cache_grid = (caches or {}).get(name, (None, None))
-            x, full = run_sub_layer(x, layer.sub_layer(name), compute, grid, resize, cache, cache_grid)
-            if full is not None:
-                written[name] = full
+        computes = {"attn": attn, "ffn": ffn}
+        x, written = run_sub_layers(x, layer, computes, grid, resize, caches)
         return BlockOutput(x, rows["key"], rows["value"], written)
 
 
@@ -135,10 +131,6 @@ class HART(contract.Transformer):
         block = self.blocks[index]
         assert isinstance(block, Block)
         return block
-
-    def layer_path(self, index: int) -> str:
-        """``blocks.7``."""
-        return f"blocks.{index}"
 
     def level(self, scale: int) -> Tensor:
         """The embedding of a scale's number, (C,) float32; the text's is that of scale 0."""

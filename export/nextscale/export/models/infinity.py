@@ -18,7 +18,7 @@ from nextscale.export.models.contract import BlockOutput, Conditions, Derived, P
 from nextscale.export.models.grid_rope import grid_rotation, turn_pairs
 from nextscale.export.models.layers import EPS, AdaLin, FeedForward, HeadNorm, RMSNorm, modulated
 from nextscale.export.models.ops import linear
-from nextscale.export.models.pruning import run_sub_layer
+from nextscale.export.models.pruning import run_sub_layers
 from nextscale.export.models.resize import Resize
 from nextscale.export.models.text_attention import AttentionPool, CrossAttention, TextProjection, within
 from nextscale.plan.errors import PlanError
@@ -78,12 +78,8 @@ class Block(contract.Block):
             update: Tensor = gamma2 * self.ffn(modulated(tokens, scale2, shift2).to(dtype))
             return update.to(dtype)
 
-        written: dict[str, Tensor] = {}
-        for name, compute in (("sa", sa), ("ca", ca), ("ffn", ffn)):
-            cache, cache_grid = (caches or {}).get(name, (None, None))
-            x, full = run_sub_layer(x, layer.sub_layer(name), compute, grid, resize, cache, cache_grid)
-            if full is not None:
-                written[name] = full
+        computes = {"sa": sa, "ca": ca, "ffn": ffn}
+        x, written = run_sub_layers(x, layer, computes, grid, resize, caches)
         return BlockOutput(x, rows["key"], rows["value"], written)
 
 

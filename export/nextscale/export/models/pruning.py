@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from nextscale.export.models.resize import Resize
 from nextscale.plan.errors import PlanError
-from nextscale.plan.types import Grid, SubLayer
+from nextscale.plan.types import Grid, Layer, SubLayer
 from nextscale.plugins.scatter_restore import scatter_restore
+
+Compute = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def token_scores(x: Tensor) -> Tensor:
@@ -35,10 +37,32 @@ def taken(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(rows * n, width).index_select(0, (index + first).flatten()).reshape(rows, -1, width)
 
 
+def run_sub_layers(
+    x: Tensor,
+    layer: Layer,
+    computes: Mapping[str, Compute],
+    grid: Grid,
+    resize: Resize,
+    caches: Mapping[str, tuple[Tensor, Grid]] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A block's sub-layers in the order of ``computes``, each by :func:`run_sub_layer`.
+
+    ``caches`` maps a sub-layer's name to its restore cache (R, hc * wc, C) and the cache's grid. Returns the residual
+    stream (R, n, C) and the restore caches that the plan has written, by name.
+    """
+    written: dict[str, Tensor] = {}
+    for name, compute in computes.items():
+        cache, cache_grid = (caches or {}).get(name, (None, None))
+        x, full = run_sub_layer(x, layer.sub_layer(name), compute, grid, resize, cache, cache_grid)
+        if full is not None:
+            written[name] = full
+    return x, written
+
+
 def run_sub_layer(
     x: Tensor,
     sub: SubLayer,
-    compute: Callable[[Tensor, Tensor | None], Tensor],
+    compute: Compute,
     grid: Grid,
     resize: Resize,
     cache: Tensor | None,

@@ -18,7 +18,7 @@ from nextscale.export.models.attention import SelfAttention
 from nextscale.export.models.contract import BlockOutput, Conditions, Derived, Past, Rotation
 from nextscale.export.models.layers import AdaLin, FeedForward, HeadNorm, modulated
 from nextscale.export.models.ops import linear
-from nextscale.export.models.pruning import run_sub_layer
+from nextscale.export.models.pruning import run_sub_layers
 from nextscale.export.models.resize import Resize
 from nextscale.plan.types import Grid, Layer, Model, Step, SubLayer
 
@@ -66,12 +66,8 @@ class Block(contract.Block):
             update: Tensor = gamma2 * self.ffn(modulated(tokens, scale2, shift2).to(dtype))
             return update.to(dtype)
 
-        written: dict[str, Tensor] = {}
-        for name, compute in (("attn", attn), ("ffn", ffn)):
-            cache, cache_grid = (caches or {}).get(name, (None, None))
-            x, full = run_sub_layer(x, layer.sub_layer(name), compute, grid, resize, cache, cache_grid)
-            if full is not None:
-                written[name] = full
+        computes = {"attn": attn, "ffn": ffn}
+        x, written = run_sub_layers(x, layer, computes, grid, resize, caches)
         return BlockOutput(x, rows["key"], rows["value"], written)
 
 
@@ -109,10 +105,6 @@ class VAR(contract.Transformer):
         block = self.blocks[index]
         assert isinstance(block, Block)
         return block
-
-    def layer_path(self, index: int) -> str:
-        """``blocks.7``."""
-        return f"blocks.{index}"
 
     def level_position(self, scale: int) -> Tensor:
         """Level plus absolute position embedding of a scale's tokens, (n, C); scale 0 has the start position too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nextscale.plan.chain import next_scale_plan
-from nextscale.plan.errors import InputError
+from nextscale.plan.families.heads import head_dim, heads_of
 from nextscale.plan.families.var import VAR_TOKENIZER
 from nextscale.plan.schedules import scale_ratio
 from nextscale.plan.types import Diffusion, Grid, Guidance, Model, Plan, Sampling, Text, Tokenizer
@@ -35,14 +35,12 @@ def hart_model(
 
     The number of its heads is not known: 24 heads of 64 are an assumption, which changes no count but that of heads.
     """
-    if width % heads:
-        raise InputError(f"a width of {width} cannot be shared by {heads} heads: it must be a multiple of their number")
     return Model(
         family="hart",
         depth=depth,
         width=width,
         heads=heads,
-        head_dim=width // heads,
+        head_dim=head_dim(width, heads),
         ffn_width=int(width * ffn_ratio * 2 / 3 + 255) // 256 * 256,
         vocabulary=vocabulary,
         code_channels=code_channels,
@@ -59,7 +57,7 @@ def hart_model(
 def hart_resized(was: Model, depth: int | None, width: int | None, heads: int | None) -> Model:
     """The same model of other sizes; heads keep theirs where they are not given."""
     width = width or was.width
-    heads = heads or (was.heads if width == was.width else max(1, width // was.head_dim))
+    heads = heads or heads_of(was, width)
     sizes = hart_model(depth or was.depth, width, heads)
     return replace(
         was,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nextscale.plan.chain import next_scale_plan
-from nextscale.plan.errors import InputError
+from nextscale.plan.families.heads import head_dim, heads_of
 from nextscale.plan.ratios import rope_grid
 from nextscale.plan.types import Grid, Guidance, Model, Plan, Sampling, Text, Tokenizer
 
@@ -56,14 +56,12 @@ def infinity_model(
     ``bits`` is the width of a token, ``chunks`` how many groups upstream has its blocks in. The grid of its rotary
     positions follows from the schedule: see :func:`infinity_plan`.
     """
-    if width % heads:
-        raise InputError(f"a width of {width} cannot be shared by {heads} heads: it must be a multiple of their number")
     return Model(
         family="infinity",
         depth=depth,
         width=width,
         heads=heads,
-        head_dim=width // heads,
+        head_dim=head_dim(width, heads),
         ffn_width=ffn_width or round(4 * width / 256) * 256,
         vocabulary=2,
         code_channels=bits,
@@ -79,7 +77,7 @@ def infinity_model(
 def infinity_resized(was: Model, depth: int | None, width: int | None, heads: int | None) -> Model:
     """The same model of other sizes; heads keep theirs where it alone is not given, chunks share the depth evenly."""
     depth, width = depth or was.depth, width or was.width
-    heads = heads or (was.heads if width == was.width else max(1, width // was.head_dim))
+    heads = heads or heads_of(was, width)
     chunks = max(n for n in range(1, was.chunks + 1) if depth % n == 0)
     ffn = None if width > 32 else 4 * width
     return infinity_model(depth, width, heads, chunks, was.bits, was.text, ffn)

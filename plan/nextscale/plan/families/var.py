@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nextscale.plan.errors import InputError
+from nextscale.plan.families.heads import head_dim
 from nextscale.plan.types import Model, Sampling, Tokenizer
 
 # The tokenizer of `vae_ch160v4096z32.pth` (fact sheet 1.3).
@@ -43,14 +43,12 @@ def var_model(
 ) -> Model:
     """A VAR's numbers by its builder's rule (fact sheet 1.1), width ``64 * depth`` and ``depth`` heads unless given."""
     width, heads = width or 64 * depth, heads or depth
-    if width % heads:
-        raise InputError(f"a width of {width} cannot be shared by {heads} heads: it must be a multiple of their number")
     return Model(
         family="var",
         depth=depth,
         width=width,
         heads=heads,
-        head_dim=width // heads,
+        head_dim=head_dim(width, heads),
         ffn_width=round(ffn_ratio * width),
         vocabulary=vocabulary,
         code_channels=code_channels,
