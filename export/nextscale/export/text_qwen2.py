@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.export.models.contract import Derived
+from nextscale.export.models.contract import Derived, Rotation
 from nextscale.export.models.layers import RMSNorm
+from nextscale.export.models.mixed_rope import turn
 from nextscale.export.text_encoder import TextEncoder, attention, embed, heads_of, hidden_from, project
 from nextscale.export.trace import Shape
 from nextscale.runtime.manifest import IMAGES
@@ -51,7 +52,8 @@ class SelfAttention(nn.Module):
     def forward(self, y: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(B, n, C) to the same shape; ``bias`` (B, 1, n, n), ``cos`` and ``sin`` (n, hd)."""
         q, k, v = (heads_of(project(y, layer), self.head_dim) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = attention(rotated(q, cos, sin), rotated(k, cos, sin), v, self.head_dim**-0.5, bias)
+        rotation = Rotation(cos, sin)
+        mixed = attention(turn(q, rotation), turn(k, rotation), v, self.head_dim**-0.5, bias)
         return project(mixed, self.o_proj)
 
 
@@ -157,9 +159,3 @@ class Qwen2Encoder(TextEncoder):
         """The last norm of the prompt's own positions."""
         features: Tensor = self.norm(x[:, len(self.prefix) :])
         return features
-
-
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on (B, H, n, hd): element j turns together with j + hd / 2."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -45,7 +45,10 @@ def places(grid: Grid, of: Grid, device: torch.device) -> Tensor:
 
 
 def turn(q: Tensor, rotation: Rotation) -> Tensor:
-    """(R, m, H, hd) by cosines and sines (R, m, 1, hd), float32: element i goes with element i + hd / 2."""
+    """(R, m, H, hd) by cosines and sines (R, m, 1, hd), float32: element i goes with element i + hd / 2, as in Llama.
+
+    Other orders of the axes do too, where cosines and sines broadcast to them.
+    """
     q = q.float()
     first, second = q.chunk(2, dim=-1)
     return q * rotation.cos + torch.cat((-second, first), dim=-1) * rotation.sin
