@@ -11,22 +11,37 @@ from support.tiny import SCHEDULE, TOKENIZER, export_tiny
 
 from nextscale.export.draw import draw_checkpoint
 from nextscale.plan.recipes import var_model
+from nextscale.runtime.backends.packed.build import build_packed
+from nextscale.runtime.bundle import open_bundle
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two wide layers, as what a session holds of its own, some 1 MB, goes by the nodes of its graph."""
+    folder = tmp_path_factory.mktemp("wide")
+    model = var_model(2, 1024, heads=16, classes=10, vocabulary=64)
+    return export_tiny(draw_checkpoint(model, TOKENIZER, SCHEDULE, folder, 0, "safetensors"), folder / "out")
 
 
 @pytest.mark.timeout(600)  # half a minute of work, on a machine with nothing else to do
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
-def test_four_step_sessions_hold_the_weights_once_in_pages_of_the_file(tmp_path: Path) -> None:
-    """100 MB in the steps: ONNX Runtime may neither pack, fold nor copy them (with prepacking on it does).
-
-    Two wide layers, as what a session holds of its own, some 1 MB, goes by the nodes of its graph.
-    """
-    model = var_model(2, 1024, heads=16, classes=10, vocabulary=64)
-    bundle = export_tiny(draw_checkpoint(model, TOKENIZER, SCHEDULE, tmp_path, 0, "safetensors"), tmp_path / "out")
-    anonymous, pss, weights = measured(bundle)
+def test_four_step_sessions_hold_the_weights_once_in_pages_of_the_file(wide: Path) -> None:
+    """100 MB in the steps: ONNX Runtime may neither pack, fold nor copy them (with prepacking on it does)."""
+    anonymous, pss, weights = measured(wide)
     assert weights > 96e6
     assert anonymous < 0.1 * weights
     assert pss < 1.25 * weights
-    assert measured(bundle, "prepack")[0] > 2 * weights  # the measure sees copies
+    assert measured(wide, "prepack")[0] > 2 * weights  # the measure sees copies
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+def test_packed_sessions_hold_the_packed_weights_once_in_pages_of_their_file(wide: Path) -> None:
+    report = build_packed(open_bundle(wide), wide.with_name(f"{wide.name}.targets"), lambda *told: None)
+    assert report.packed.weights.size < 2.1 * wide.joinpath("weights.safetensors").stat().st_size
+    anonymous, pss, weights = measured(wide, "packed")
+    assert anonymous < 0.15 * weights
+    assert pss < 1.3 * weights
 
 
 def measured(bundle: Path, *options: str) -> list[int]:

@@ -250,8 +250,8 @@ def test_neither_torch_nor_onnx_nor_the_exporter_is_imported(bundle: Path) -> No
 
 
 def test_targets_are_for_those_who_run_them(bundle: Path) -> None:
-    with pytest.raises(InputError, match="targets are what TensorRT runs"):
-        Pipeline.open(bundle, targets="elsewhere")
+    with pytest.raises(InputError, match="targets are of TensorRT and of the CPU"):
+        Pipeline.open(bundle, device="cuda", targets="elsewhere")
     with pytest.raises(InputError, match="targets belong to the backend"):
         Pipeline.open(bundle, OnnxRuntime(), targets="elsewhere")
     with pytest.raises(InputError, match="targets is the path of a folder; found 3"):

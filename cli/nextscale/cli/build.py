@@ -1,4 +1,4 @@
-"""``nextscale build``: from a bundle to engines for GPUs, which need not be in this machine."""
+"""``nextscale build``: from a bundle to engines for GPUs, in this machine or not, or to the target of this CPU."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ BUILDER = "The builder"
 
 
 class Flavor(StrEnum):
-    """Which TensorRT."""
+    """What builds: a TensorRT, or ONNX Runtime for this CPU."""
 
     tensorrt = "tensorrt"
     tensorrt_rtx = "tensorrt-rtx"
+    onnxruntime_cpu = "onnxruntime-cpu"
 
 
 class Weights(StrEnum):
@@ -52,7 +53,10 @@ class Interrupted(NextscaleError):
 def build(
     bundle: BundleFolder,
     flavor: Annotated[
-        Flavor, typer.Option(help="tensorrt-rtx: RTX cards, on any machine. tensorrt: any GPU, on that GPU.")
+        Flavor,
+        typer.Option(
+            help="tensorrt-rtx: RTX cards, on any machine. tensorrt: any GPU, on that GPU. onnxruntime-cpu: this CPU."
+        ),
     ],
     target: Annotated[
         str | None,
@@ -79,18 +83,33 @@ def build(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Build a bundle's engines for GPUs, beside the bundle: one per graph, for each GPU and the bundle's precision.
+    """Build a bundle for the machine that runs it, beside the bundle: engines for GPUs, or packed weights for this CPU.
 
     \b
+    nextscale build engines/mine --flavor onnxruntime-cpu
     nextscale build engines/mine --flavor tensorrt-rtx --target sm86,sm89
     nextscale build engines/mine --flavor tensorrt --batch 1,4
 
     Only what is missing or out of date is built. Ctrl-C keeps the engines
     that are finished for the next build, and nothing half-written.
     """
+    from nextscale.runtime.bundle import open_bundle
+
+    if flavor is Flavor.onnxruntime_cpu:
+        from nextscale.cli.pack import pack
+
+        _refuse_options(
+            target=target,
+            batch=batch != "1",
+            weights=weights is Weights.embedded,
+            restore=restore,
+            level=level != 3,
+            tf32=tf32,
+        )
+        pack(open_bundle(bundle, verify="size"), out, force, json)
+        return
     from nextscale.runtime.backends.tensorrt.library import load
     from nextscale.runtime.backends.tensorrt.wishes import Wishes, choose_targets, settings_for
-    from nextscale.runtime.bundle import open_bundle
 
     wishes = Wishes(read_batch(batch), weights.value, restore.value if restore else None, level, tf32)
     opened = open_bundle(bundle, verify="size")
@@ -103,6 +122,12 @@ def build(
         start = time.monotonic()
         reports = _build(opened, wanted, out, force)
     _print(opened, reports, time.monotonic() - start, json)
+
+
+def _refuse_options(**given: object) -> None:
+    """What concerns engines says nothing of packed weights."""
+    if meant := [f"--{name}" for name, value in given.items() if value]:
+        raise InputError(f"{', '.join(meant)} is of engines for GPUs: onnxruntime-cpu packs for this CPU and any batch")
 
 
 def read_batch(text: str) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ def generate(
     ] = None,
     targets: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where `build -o` put the engines.", show_default="beside the bundle"),
+        typer.Option(metavar="FOLDER", help="Where `build -o` put what it built.", show_default="beside the bundle"),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads.", show_default="one per core")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds.", show_default="none")] = None,

@@ -81,9 +81,16 @@ def _print(opened: Bundle, verify: bool, images: int) -> None:
 
 def _print_targets(opened: Bundle) -> None:
     from nextscale.cli.output import print_table, say, size_text
+    from nextscale.runtime.backends.packed.target import packed_targets
     from nextscale.runtime.targets.folder import targets_of
 
     rows = []
+    for folder, packed in packed_targets(opened).items():
+        if isinstance(packed, str):
+            say(f"target     {packed}")
+            continue
+        said = ("any", "weights packed", str(len(packed.graphs)), size_text(packed.size), "")
+        rows.append((folder.name, packed.library_version, *said))
     for folder, target in targets_of(opened).items():
         if isinstance(target, str):
             say(f"target     {target}")
@@ -102,9 +109,16 @@ def _print_targets(opened: Bundle) -> None:
 
 def _targets(opened: Bundle) -> list[dict[str, Any]]:
     from nextscale.runtime import strict
+    from nextscale.runtime.backends.packed.target import packed_targets
     from nextscale.runtime.targets.folder import targets_of
 
     found: list[dict[str, Any]] = []
+    for folder, packed in packed_targets(opened).items():
+        if isinstance(packed, str):
+            found.append({"folder": str(folder), "problem": packed})
+            continue
+        of = {"flavor": packed.flavor, "target": packed.instructions, "library_version": packed.library_version}
+        found.append({"folder": str(folder), "bytes": packed.size, **of, "precision": packed.precision})
     for folder, target in targets_of(opened).items():
         if isinstance(target, str):
             found.append({"folder": str(folder), "problem": target})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,12 @@ def process_memory() -> ProcessMemory | None:
         return None
     found = dict(re.findall(r"^(\w+):\s+(\d+) kB", rollup.read_text(), re.MULTILINE))
     return ProcessMemory(*(int(found.get(key, 0)) * 1024 for key in ("Pss", "Anonymous", "Pss_File")))
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system: glibc keeps it otherwise, for a process that may not want it."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _mb(size: int) -> str:

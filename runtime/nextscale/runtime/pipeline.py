@@ -88,11 +88,11 @@ class Pipeline:
 
         ``backend`` is a name (``onnxruntime`` on the device ``cpu`` or ``cuda``, ``tensorrt``, ``tensorrt-rtx``), or a
         backend made by the caller, which then brings its own device, threads and targets. ``targets`` is where
-        ``nextscale build -o`` put the engines, None beside the bundle.
+        ``nextscale build -o`` put what it built, None beside the bundle.
         ``slots`` calls run at the same time; one that finds none free stands in a queue, at most ``wait`` seconds.
         ``batch_sizes`` are the sizes (1 to 1024) that passes may have (None: what the backend prefers): a request is
-        cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file)
-        or ``size``; ``expect_sha256`` pins the manifest's digest. Raises a
+        cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file,
+        those of a target too) or ``size``; ``expect_sha256`` pins the manifest's digest. Raises a
         :class:`~nextscale.plan.errors.NextscaleError`.
         """
         start = time.perf_counter()
@@ -103,7 +103,7 @@ class Pipeline:
         if isinstance(backend, Backend) and any(v is not None for v in (device, threads, targets)):
             raise InputError("device, threads and targets belong to the backend that was given: set them there")
         bundle = open_bundle(path, verify, expect_sha256)
-        engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads, targets)
+        engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads, targets, verify)
         if bundle.manifest.precision not in engine.precisions:
             raise InputError(
                 f"{bundle.folder} is a bundle in {bundle.manifest.precision}, which {engine.name} does not run on "

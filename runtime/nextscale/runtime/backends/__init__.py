@@ -11,33 +11,35 @@ from nextscale.runtime.backends.base import Backend
 __all__ = ["BACKENDS", "Backend", "make_backend"]
 
 
-def _onnxruntime(device: str | None, threads: int | None, targets: str | None) -> Backend:
+def _onnxruntime(device: str | None, threads: int | None, targets: str | None, verify: str) -> Backend:
     from nextscale.runtime.backends.onnxruntime import OnnxRuntime
     from nextscale.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
 
-    if targets is not None:
-        raise InputError("targets are what TensorRT runs; the backend 'onnxruntime' runs the bundle's own graphs")
     if isinstance(device, str) and device.startswith("cuda"):
         _refuse_threads(threads)
+        if targets is not None:
+            raise InputError(
+                "targets are of TensorRT and of the CPU: 'onnxruntime' on cuda runs the bundle's own graphs"
+            )
         return OnnxRuntimeCuda(device)
-    return OnnxRuntime("cpu" if device is None else device, threads)
+    return OnnxRuntime("cpu" if device is None else device, threads, targets=targets, verify=verify)
 
 
-def _tensorrt(device: str | None, threads: int | None, targets: str | None) -> Backend:
+def _tensorrt(device: str | None, threads: int | None, targets: str | None, verify: str) -> Backend:
     from nextscale.runtime.backends.tensorrt.execute import TensorRT
 
     _refuse_threads(threads)
-    return TensorRT("cuda" if device is None else device, targets)
+    return TensorRT("cuda" if device is None else device, targets, verify)
 
 
-def _tensorrt_rtx(device: str | None, threads: int | None, targets: str | None) -> Backend:
+def _tensorrt_rtx(device: str | None, threads: int | None, targets: str | None, verify: str) -> Backend:
     from nextscale.runtime.backends.tensorrt.execute import TensorRTRTX
 
     _refuse_threads(threads)
-    return TensorRTRTX("cuda" if device is None else device, targets)
+    return TensorRTRTX("cuda" if device is None else device, targets, verify)
 
 
-BACKENDS: dict[str, Callable[[str | None, int | None, str | None], Backend]] = {
+BACKENDS: dict[str, Callable[[str | None, int | None, str | None, str], Backend]] = {
     "onnxruntime": _onnxruntime,
     "tensorrt": _tensorrt,
     "tensorrt-rtx": _tensorrt_rtx,
@@ -49,11 +51,13 @@ def make_backend(
     device: str | None = None,
     threads: int | None = None,
     targets: str | os.PathLike[str] | None = None,
+    verify: str = "full",
 ) -> Backend:
     """The backend of that name on that device (None: its own); its packages are imported here and not before.
 
     ``device`` is ``cpu``, ``cuda`` or ``cuda:1``. ``threads`` are those of a pass on the CPU. ``targets`` is the folder
-    that ``nextscale build -o`` was given, None where targets lie beside their bundle.
+    that ``nextscale build -o`` was given, None where targets lie beside their bundle; ``verify`` says how much of their
+    files is looked at.
     Raises :class:`~nextscale.plan.errors.InputError` for a name that is none,
     :class:`~nextscale.runtime.errors.BackendError` where something that it needs is not installed.
     """
@@ -61,7 +65,7 @@ def make_backend(
         raise InputError(f"backend {name!r} is none of {', '.join(sorted(BACKENDS))}")
     if targets is not None and not isinstance(targets, (str, os.PathLike)):
         raise InputError(f"targets is the path of a folder; found {targets!r}")
-    return BACKENDS[name](device, threads, None if targets is None else os.fspath(targets))
+    return BACKENDS[name](device, threads, None if targets is None else os.fspath(targets), verify)
 
 
 def _refuse_threads(threads: int | None) -> None:

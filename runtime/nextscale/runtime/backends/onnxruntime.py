@@ -1,16 +1,18 @@
 """ONNX Runtime: one session per graph over one mapped weights file, bound to addresses of a slot's buffers.
 
-Weights are external initializers in ``weights.safetensors``: ONNX Runtime maps the file, and with prepacking off every
-session works on the mapped pages, so all step sessions together hold one copy. All sessions take their scratch from
-one arena of the process.
+Weights are external initializers in one file, which ONNX Runtime maps, so all sessions together hold one copy: of the
+packed weights where ``nextscale build --flavor onnxruntime-cpu`` made them for this processor, else of the bundle's
+``weights.safetensors``, with prepacking off. All sessions take their scratch from one arena of the process.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +23,12 @@ import numpy as np
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
 from nextscale.runtime.backends.host import HostLoaded
+from nextscale.runtime.backends.packed import target as targets_of
+from nextscale.runtime.backends.packed.machine import this_machine
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
+from nextscale.runtime.memory import give_back
 
 log = logging.getLogger("nextscale.runtime")
 
@@ -36,6 +41,7 @@ TYPES = {
     "int8": ("tensor(int8)", np.int8),
     "uint8": ("tensor(uint8)", np.uint8),
 }
+MOST_AT_ONCE = 4  # graphs that are loaded at the same time: each holds its packed weights for a moment
 MOST_THREADS = 256  # of one session: every graph has as many of its own
 BATCH_SIZES = tuple(range(1, 9))
 INSTALL = "pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'nextscale[{extra}]'"
@@ -46,40 +52,67 @@ _arena_made = False
 class OnnxRuntime(Backend):
     """ONNX Runtime on the CPU.
 
-    ``threads`` are the threads of one pass (None: one per core). ``prepack`` makes every session hold its own packed
-    copy of the weights: 1.1 to 2.5 times faster, the less rows the more, for as many copies as there are steps; it
-    pays for small models. Row counts are symbolic in the graphs, so any batch size runs as it is.
+    ``threads`` are the threads of one pass (None: one per core). ``packed`` says whether to run on the packed target of
+    this processor: None where there is one, True only so, False never. ``targets`` is the folder that ``nextscale build
+    -o`` was given, None beside the bundle; ``verify`` is ``full`` (hash the target's files) or ``size``. ``prepack``
+    makes every session hold a packed copy of its own instead, for as many copies as there are graphs.
+    Row counts are symbolic in the graphs, so any batch size runs as it is.
     """
 
     name = "onnxruntime"
     precisions = ("fp32", "fp16")  # most of its CPU operators have no bfloat16
 
-    def __init__(self, device: str = "cpu", threads: int | None = None, prepack: bool = False) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        threads: int | None = None,
+        prepack: bool = False,
+        packed: bool | None = None,
+        targets: str | os.PathLike[str] | None = None,
+        verify: str = "full",
+    ) -> None:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
             raise InputError(f"threads is 1 to {MOST_THREADS}, or None for one per core; found {threads!r}")
+        if prepack and packed:
+            raise InputError(
+                "prepack gives every session a copy of its own, and packed is one for all: take one of them"
+            )
         self._ort = import_onnxruntime()
         _check_device(self._ort, device)
-        self.device, self.threads, self.prepack = device, threads, prepack
+        self.device, self.threads, self.prepack, self.verify = device, threads, prepack, verify
+        self.targets = None if targets is None else Path(targets)
+        self.packed = True if packed is None and targets is not None else packed
 
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Sessions:
         """A session for each graph."""
-        graphs = bundle.manifest.graphs
-        files = {weight.file for weight in bundle.manifest.weights.values()}
-        weights = sum(bundle.manifest.files[name].size for name in files)
-        sessions = {graph.name: self.load(bundle.path(graph.file), graph) for graph in graphs}
+        graphs, found = bundle.manifest.graphs, self._target(bundle)
+        if found is None:
+            files = {weight.file for weight in bundle.manifest.weights.values()}
+            weights = sum(bundle.manifest.files[name].size for name in files)
+            paths = [bundle.path(graph.file) for graph in graphs]
+        else:
+            folder, packed = found
+            weights, paths = packed.weights.size, [packed.path(folder, graph) for graph in graphs]
+        with ThreadPoolExecutor(min(self.threads or os.cpu_count() or 1, MOST_AT_ONCE)) as pool:
+            loaded = list(pool.map(lambda path, graph: self.load(path, graph, found is not None), paths, graphs))
+        give_back()  # every session has packed its weights once more before it took the file's
+        sessions = {graph.name: session for graph, session in zip(graphs, loaded, strict=True)}
         return Sessions(sessions, weights, batch_sizes or BATCH_SIZES)
 
-    def load(self, path: Path, graph: Graph) -> Session:
+    def load(self, path: Path, graph: Graph, packed: bool = False) -> Session:
         """A session; refuses a graph whose inputs and outputs are not the manifest's."""
         _share_scratch(self._ort)
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised, once
         options.intra_op_num_threads = self.threads or 0
         options.enable_mem_pattern = False  # one block per graph and shape, which sessions cannot share
+        options.enable_mem_reuse = False  # planned at open, for 0.3 s a graph and no less memory than the arena's own
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Every session has threads of its own: those of the step before would spin on the cores that this one needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not self.prepack:
+        if packed:  # optimised when it was packed
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        elif not self.prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         try:
             session = self._ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -90,6 +123,34 @@ class OnnxRuntime(Backend):
         check_signature(graph.file, "input", graph.inputs, session.get_inputs())
         check_signature(graph.file, "output", graph.outputs, session.get_outputs())
         return Session(self._ort, session, graph.name)
+
+    def _target(self, bundle: Bundle) -> tuple[Path, targets_of.Packed] | None:
+        """The packed target to run on, None for the bundle's own graphs; raises where one is wanted and not to be had,
+        and where one is damaged."""
+        if self.packed is False or self.prepack:
+            return None
+        machine = this_machine(str(self._ort.__version__))
+        folder = targets_of.find(bundle, machine, self.targets)
+        if folder is None:
+            command = targets_of.build_command(bundle.folder, self.targets)
+            if self.packed:
+                name = targets_of.name_for(bundle, machine)
+                raise BackendError(f"{bundle.folder} has no target {name}: make it with `{command}`")
+            log.info(
+                "weights are not packed: steps of few tokens take up to 2.5 times as long; `%s` packs them", command
+            )
+            return None
+        packed = targets_of.read(folder)
+        again = targets_of.build_command(bundle.folder, folder.parent, force=True)
+        if other := next(targets_of.differences(packed, bundle, machine), None):
+            said = f"{folder} was packed for something else ({other}); `{again}` packs it anew"
+            if self.packed:
+                raise BackendError(said)
+            log.warning("%s; until then the bundle's own graphs run, which takes longer", said)
+            return None
+        if wrong := targets_of.damage(folder, packed, self.verify == "full"):
+            raise BackendError(f"{wrong}; `{again}` packs it anew")
+        return folder, packed
 
     def versions(self) -> dict[str, str]:
         """The version of ONNX Runtime."""

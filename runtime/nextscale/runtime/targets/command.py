@@ -26,10 +26,19 @@ def default_restore(flavor: str, target: str) -> str:
 
 def build_command(bundle: Path, flavor: str, target: str, place: Path | None = None) -> str:
     """``nextscale build`` of the bundle in the folder ``bundle``, into ``place`` where that is not where it goes."""
+    return f"nextscale build {quoted(bundle)} --flavor {flavor} --target {target}{out_option(bundle, place)}"
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def out_option(bundle: Path, place: Path | None) -> str:
+    """`` -o FOLDER`` where ``place`` is not where the bundle's targets go by themselves, else nothing."""
     usual = bundle.with_name(f"{bundle.name}.targets")
     elsewhere = place is not None and place.resolve() != usual and user_cache() / "targets" not in place.parents
-    out = f" -o {shlex.quote(str(place))}" if elsewhere else ""
-    return f"nextscale build {shlex.quote(str(bundle))} --flavor {flavor} --target {target}{out}"
+    return f" -o {quoted(place)}" if place is not None and elsewhere else ""
 
 
 def rebuild_command(bundle: Path, settings: Settings, place: Path | None = None) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.runtime.bundle import hash_file
 from nextscale.runtime.errors import ManifestError
-from nextscale.runtime.targets.manifest import FILE_NAME, Target, dumps, loads
+from nextscale.runtime.targets.manifest import Target, dumps, loads
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 RECORD = ".record.json"  # <graph>.record.json beside <graph>.engine
@@ -37,11 +37,11 @@ def reported(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hidden_folder(place: Path, name: str) -> Iterator[Path]:
+def hidden_folder(place: Path, name: str, waits: Callable[[], None] | None = None) -> Iterator[Path]:
     """``.NAME.building`` in ``place``, for one process at a time; what is finished in it stays for the next one.
 
-    Raises :class:`InputError` where another process builds the same target, :class:`EnvironmentProblem` where
-    ``place`` cannot be written.
+    Where another process builds the same target, ``waits`` is called once and its end awaited; without ``waits`` that
+    raises :class:`InputError`. Raises :class:`EnvironmentProblem` where ``place`` cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -49,7 +49,14 @@ def hidden_folder(place: Path, name: str) -> Iterator[Path]:
     try:
         place.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place / f".{name}.lock", timeout=0)
-        lock.acquire()
+        try:
+            lock.acquire()
+        except Timeout:
+            if waits is None:
+                raise
+            waits()
+            lock.acquire(timeout=-1)
+            place.mkdir(parents=True, exist_ok=True)  # the other one may have removed it, empty
     except Timeout as error:
         raise InputError(
             f"another build is writing {place / name}: wait for it, or give another folder with -o"
@@ -108,24 +115,22 @@ def recorded(folder: Path) -> Iterator[Target]:
             yield loads(path.read_bytes())
 
 
-def publish(folder: Path, place: Path, name: str, target: Target) -> None:
-    """The hidden folder becomes ``place/name`` in one rename; a target that was there goes once it is replaced.
-
-    Records go last: until the rename, an interruption leaves every finished engine to the next build.
-    """
-    (folder / FILE_NAME).write_text(dumps(target), encoding="utf-8")
+def publish(folder: Path, place: Path, name: str) -> None:
+    """The hidden folder becomes ``place/name`` in one rename; a target that was there goes once it is replaced."""
     for path in folder.iterdir():
         sync(path)
     final, old = place / name, place / f".{name}.old"
     if final.exists():
         final.rename(old)
     folder.rename(final)  # whatever happens here, leaving the hidden folder puts the old one back
-    tidy(final, target)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def tidy(folder: Path, target: Target) -> None:
-    """Removes what is left of building from a published target: records, and engines that are not the target's."""
+    """Removes what is left of building from a published target: records, and engines that are not the target's.
+
+    Only then: until the rename, an interruption leaves every finished engine to the next build.
+    """
     wanted = {engine.file for engine in target.engines}
     for path in folder.iterdir():
         if path.name.endswith(RECORD) or (path.suffix == ".engine" and path.name not in wanted):

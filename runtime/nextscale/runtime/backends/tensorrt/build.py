@@ -21,7 +21,7 @@ from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
 from nextscale.runtime.manifest import WEIGHTS_FILE, Graph
 from nextscale.runtime.targets.folder import damage, read_target
-from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Settings, Target, make_target
+from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Settings, Target, dumps, make_target
 from nextscale.runtime.targets.places import folder_name, user_cache
 from nextscale.runtime.targets.publish import (
     clear,
@@ -93,7 +93,9 @@ def build_target(
         task = _Task(bundle, settings, versions, timings, hidden, place / name, old, reasons, finished, not force)
         engines = task.run(progress)
         target = make_target(settings, bundle.folder.name, engines, versions)
-        publish(hidden, place, name, target)
+        (hidden / FILE_NAME).write_text(dumps(target), encoding="utf-8")
+        publish(hidden, place, name)
+        tidy(place / name, target)
     return Report(place / name, target, reasons, resumed, time.monotonic() - start)
 
 

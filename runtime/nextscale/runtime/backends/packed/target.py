@@ -1,0 +1,167 @@
+"""A packed target, ``packed.json`` in its folder: for which processor and ONNX Runtime, of which bundle; finding it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nextscale.runtime import strict
+from nextscale.runtime.bundle import Bundle, check_file
+from nextscale.runtime.errors import BackendError, BundleError, ManifestError
+from nextscale.runtime.manifest import WEIGHTS_FILE, File, Graph, check_file_name
+from nextscale.runtime.targets.places import beside, folder_name, in_cache
+
+FLAVOR, FILE_NAME, SCHEMA_VERSION = "onnxruntime-cpu", "packed.json", 1
+WEIGHTS = "packed.bin"
+_LARGEST = 2**20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What packed weights are packed for: how ONNX Runtime lays them out follows from these alone."""
+
+    library_version: str
+    instructions: str
+
+
+@dataclass(frozen=True)
+class PackedGraph:
+    """A graph as it is opened. ``graph_sha256`` is of the bundle's file; ``sha256`` and ``size``, in bytes, of this."""
+
+    graph: str
+    file: str
+    graph_sha256: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed target of the bundle named ``bundle``. ``weights`` is the file that all graphs name; ``seconds`` is what
+    packing took, ``versions`` what did it."""
+
+    bundle: str
+    library_version: str
+    instructions: str
+    precision: str
+    weights_sha256: str
+    graphs: tuple[PackedGraph, ...]
+    weights: File
+    seconds: float
+    versions: Mapping[str, str]
+    flavor: str = FLAVOR
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return self.weights.size + sum(graph.size for graph in self.graphs)
+
+    def path(self, folder: Path, graph: Graph) -> Path:
+        """The file of a graph."""
+        return folder / next(each.file for each in self.graphs if each.graph == graph.name)
+
+
+def name_for(bundle: Bundle, machine: Machine) -> str:
+    """``onnxruntime-cpu-avx512-fp32``."""
+    return folder_name(FLAVOR, machine.instructions, bundle.manifest.precision)
+
+
+def build_command(bundle: Path, place: Path | None = None, force: bool = False) -> str:
+    """What makes the target of a bundle, for a sentence that advises it."""
+    from nextscale.runtime.targets.command import out_option, quoted
+
+    return f"nextscale build {quoted(bundle)} --flavor {FLAVOR}{out_option(bundle, place)}{' --force' if force else ''}"
+
+
+def find(bundle: Bundle, machine: Machine, targets: Path | None = None) -> Path | None:
+    """The folder of the target for this machine, beside the bundle or in the user's cache, or only in ``targets``."""
+    places = [beside(bundle), in_cache(bundle)] if targets is None else [targets]
+    folders = (place / name_for(bundle, machine) for place in places)
+    return next((folder for folder in folders if (folder / FILE_NAME).is_file()), None)
+
+
+def packed_targets(bundle: Bundle) -> dict[Path, Packed | str]:
+    """Every packed target of a bundle, beside it and in the user's cache; of one that cannot be read, why."""
+    found: dict[Path, Packed | str] = {}
+    for place in (beside(bundle), in_cache(bundle)):
+        for path in sorted(place.glob(f"[!.]*/{FILE_NAME}")):
+            try:
+                found[path.parent] = read(path.parent)
+            except BackendError as error:
+                found[path.parent] = str(error)
+    return found
+
+
+def read(folder: Path) -> Packed:
+    """The manifest of a packed target, checked against nothing but itself; raises :class:`BackendError`."""
+    path = folder / FILE_NAME
+    try:
+        if path.is_symlink() or path.stat().st_size > _LARGEST:
+            raise ManifestError("a link, or too long to be one")
+        data = strict.parse(path.read_bytes())
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ManifestError(f"schema_version: this nextscale reads {SCHEMA_VERSION}, found {version!r}")
+        packed = strict.read(Packed, data)
+        _check(packed)
+    except ManifestError as error:
+        raise BackendError(f"{path}: {error}; build the target again with `nextscale build ... --force`") from error
+    except OSError as error:
+        raise BackendError(f"{path} cannot be read: {error.strerror or error}") from error
+    return packed
+
+
+def write(folder: Path, packed: Packed) -> None:
+    """The manifest of a target, into its folder."""
+    (folder / FILE_NAME).write_text(json.dumps(strict.write(packed), indent=1) + "\n", encoding="utf-8")
+
+
+def differences(packed: Packed, bundle: Bundle, machine: Machine) -> Iterator[str]:
+    """What a target was made of or for that is another here: then it is not to be opened."""
+    manifest = bundle.manifest
+    pairs = {
+        "ONNX Runtime": (packed.library_version, machine.library_version),
+        "the processor's instructions": (packed.instructions, machine.instructions),
+        "the precision": (packed.precision, manifest.precision),
+        "the weights": (packed.weights_sha256[:12], manifest.files[WEIGHTS_FILE].sha256[:12]),
+    }
+    for what, (built, here) in pairs.items():
+        if built != here:
+            yield f"{what}: {built} then, {here} now"
+    built_graphs = {each.graph: each.graph_sha256 for each in packed.graphs}
+    graphs = {graph.name: manifest.files[graph.file].sha256 for graph in manifest.graphs}
+    if other := sorted({name for name, _ in built_graphs.items() ^ graphs.items()}):
+        yield f"the graphs {', '.join(other)}"
+
+
+def damage(folder: Path, packed: Packed, hashed: bool) -> str | None:
+    """What is wrong with a target's files, None where they are what was written (``hashed``: byte by byte)."""
+    files = {each.file: File(each.sha256, each.size) for each in packed.graphs}
+    try:
+        for name, file in {**files, WEIGHTS: packed.weights}.items():
+            check_file(folder.resolve(), name, file, hashed)
+    except (BundleError, OSError) as error:
+        return re.split(r"[:;,] (?:copy or export|and the bundle needs|a bundle holds|make a real copy)", str(error))[0]
+    return None
+
+
+def _check(packed: Packed) -> None:
+    if packed.flavor != FLAVOR:
+        raise ManifestError(f"flavor: expected {FLAVOR}, found {packed.flavor!r}")
+    for kind in ("graph", "file"):
+        names = [getattr(graph, kind) for graph in packed.graphs]
+        if len(set(names)) != len(names):
+            raise ManifestError(f"graphs: a {kind} stands twice in {names}")
+    for i, graph in enumerate(packed.graphs):
+        check_file_name(graph.file, f"graphs[{i}].file")
+        if graph.file in (FILE_NAME, WEIGHTS):
+            raise ManifestError(f"graphs[{i}].file: {graph.file} is no graph")
+    hashes = [packed.weights_sha256, packed.weights.sha256]
+    hashes += [text for graph in packed.graphs for text in (graph.graph_sha256, graph.sha256)]
+    if not all(_SHA256.fullmatch(text) for text in hashes):
+        raise ManifestError("a sha256 is 64 lower-case hex digits")
