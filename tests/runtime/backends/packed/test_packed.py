@@ -185,15 +185,23 @@ def test_a_manifest_that_is_none_is_refused(own_packed: Path, own_target: Path, 
 
 def test_others_wait_for_the_one_that_packs(own_packed: Path, own_target: Path) -> None:
     said: list[str] = []
+    moved = own_target.rename(own_target.parent / "made")
     with FileLock(own_target.parent / f".{own_target.name}.lock"):
         other = threading.Thread(target=pack, args=(own_packed,), kwargs={"said": said})
         other.start()
-        other.join(1.0)
+        other.join(2.0)
         assert other.is_alive()
         assert said == [f"another process is packing {own_target}: waiting for it"]
+        moved.rename(own_target)
     other.join(60)
     assert not other.is_alive()
     assert len(said) == 1  # it was there
+
+
+def test_one_that_is_there_needs_no_place_to_write(own_packed: Path, own_target: Path) -> None:
+    before = own_target.parent.stat().st_mtime_ns
+    assert pack(own_packed).why is None
+    assert own_target.parent.stat().st_mtime_ns == before
 
 
 def test_an_interrupted_one_leaves_the_old_one_and_nothing_else(own_packed: Path, own_target: Path) -> None:

@@ -61,11 +61,16 @@ def build_packed(
     def waits() -> None:
         say(f"another process is packing {place / name}: waiting for it")
 
+    def up_to_date() -> Report:
+        return Report(place / name, targets.read(place / name), None, time.monotonic() - start)
+
+    if _why(bundle, machine, place / name, force) is None:
+        return up_to_date()
     with reported(place), hidden_folder(place, name, waits) as hidden:
         clear(hidden)
         why = _why(bundle, machine, place / name, force)
-        if why is None:
-            return Report(place / name, targets.read(place / name), None, time.monotonic() - start)
+        if why is None:  # another process made it meanwhile
+            return up_to_date()
         _tell_cost(bundle, place, say)
         packed = _pack(ort, bundle, machine, hidden, progress, start)
         publish(hidden, place, name)
