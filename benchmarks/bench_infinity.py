@@ -40,6 +40,8 @@ from nextscale.export.draw import draw_checkpoint
 from nextscale.export.graphs import Traced
 from nextscale.plan.recipes import Recipe, plan_for, recipe
 from nextscale.plan.types import Plan
+from nextscale.runtime.backends.packed.build import build_packed
+from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import Recipe as Named
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,7 +74,7 @@ class Ground:
         return model, vae
 
     def bundle(self, chosen: Recipe) -> Path:
-        """The bundle of a recipe, exported now unless it is there."""
+        """The bundle of a recipe, exported and packed now unless it is there."""
         out = self.folder / chosen.name
         if not out.exists():
             files = self.files(chosen)
@@ -80,6 +82,7 @@ class Ground:
             plan = plan_for(chosen, checkpoint.model, checkpoint.tokenizer, checkpoint.schedule)
             options = Options(plan, Named(chosen.name, chosen.version), check=self.check)
             export_bundle(checkpoint, options, out, lambda stage, done, total, what: None, self.traced)
+        build_packed(open_bundle(out), out.with_name(f"{out.name}.targets"), lambda stage, done, total, what: None)
         return out
 
 

@@ -89,7 +89,6 @@ def _session(x: Tensor, weight: Tensor, bias: Tensor, threads: int) -> Callable[
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     out, binding = np.empty((len(x), len(weight)), np.float32), session.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, list(x.shape), x.data_ptr())

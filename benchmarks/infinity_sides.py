@@ -130,12 +130,13 @@ class EagerSide:
 
 
 class RuntimeSide:
-    """A bundle through the runtime's front, step by step."""
+    """A bundle through the runtime's front, step by step, on the packed target beside it."""
 
     def __init__(self, bundle: Path, threads: int) -> None:
+        from nextscale.runtime.backends.onnxruntime import OnnxRuntime
         from nextscale.runtime.pipeline import Pipeline
 
-        self.pipeline = Pipeline.open(bundle, threads=threads, batch_sizes=(1,))
+        self.pipeline = Pipeline.open(bundle, OnnxRuntime(threads=threads, packed=True), batch_sizes=(1,))
         self.plan = self.pipeline.manifest.plan
 
     def run(self, ask: Ask, tokens: list[NDArray[np.int32]] | None = None, logits: bool = False) -> Run:
