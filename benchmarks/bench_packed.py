@@ -1,13 +1,13 @@
 """What packed weights gain on a CPU, and what they hold: one bundle in three ways, by turns, in one process.
 
-    python benchmarks/bench_packed.py                       # draws and exports a VAR-d16 first; 10 minutes, 8 GB
+    python benchmarks/bench_packed.py                 # draws and exports a VAR-d16 first; 10 minutes, 16 GB of memory
     python benchmarks/bench_packed.py --bundle engines/NAME
 
 ``unpacked`` runs the bundle's own graphs over its one weights file, ``packed`` the target of ``nextscale build --flavor
 onnxruntime-cpu``, ``own copies`` a packed copy in every session, which is what a session does by itself. Every graph's
 time in the three, a picture's, opening, and the peak memory (Pss) of processes that draw one picture: one, and four at
 once on one target. Bars: no graph slower than 1.10 times the one with a copy of its own, peaks of at most 1.4 times the
-packed weights beside the decoder's workspace, opened within 3 s.
+bundle's weights beside the decoder's workspace, opened within 3 s (files hashed before).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from support.command import Command
 from nextscale.runtime.backends.packed.machine import instructions
 
 CPU = ("--flavor", "onnxruntime-cpu")
-NAME = f"onnxruntime-cpu-{instructions()}-fp32"
+NAME = f"onnxruntime-cpu-{instructions()}-{version('onnxruntime')}-fp32"
 
 
 def test_it_packs_beside_the_bundle_without_torch_and_onnx_and_then_nothing(
@@ -64,7 +65,7 @@ def test_options_of_engines_are_refused(nextscale: Command, toy: Path, arguments
 
 
 def test_missing_packages_are_told_with_what_brings_them(fresh: Command, toy: Path) -> None:
-    for module in ("onnxruntime", "filelock"):
+    for module in ("onnxruntime", "filelock", "google.protobuf"):
         run = fresh("build", toy, *CPU, before=f"import sys; sys.modules['{module}'] = None")
         assert run.status == 3
         assert "pip install 'nextscale[cpu]'" in run.sentence
@@ -82,5 +83,6 @@ def test_a_full_disk_leaves_nothing(toy: Path, tmp_path: Path) -> None:
         timeout=120,
     )
     assert run.returncode == 3, run.stderr
+    assert "the disk is full" in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "t").exists()

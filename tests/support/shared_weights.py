@@ -28,7 +28,7 @@ def main(folder: Path, how: str) -> None:
         proto = onnx.load(bundle.path(graph.file), load_external_data=False)
         read |= {i.name for i in proto.graph.initializer if any(e.value == WEIGHTS_FILE for e in i.external_data)}
     backend = OnnxRuntime(threads=1, prepack=how == "prepack")
-    target = find(bundle, this_machine(backend.versions()["onnxruntime"])) if how == "packed" else None
+    (target,) = find(bundle, this_machine(backend.versions()["onnxruntime"])) if how == "packed" else (None,)
     graphs, held = unrolled(manifest.graphs), []
     slot = Slot(graphs, manifest.guidance_rows, Sessions({}, 0, (1,)), images=1)
     slot.memory.view(0, (slot.layout.size,), "uint8")[...] = 0  # touched, so counted before

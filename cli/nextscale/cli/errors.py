@@ -32,6 +32,7 @@ EXTRAS = {
     "huggingface_hub": "export",
     "filelock": "export",
     "onnxruntime": "cpu",
+    "google": "cpu",  # protobuf
     "jinja2": "compare",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",

@@ -73,10 +73,10 @@ class OnnxRuntime(Backend):
     ) -> None:
         if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
             raise InputError(f"threads is 1 to {MOST_THREADS}, or None for one per core; found {threads!r}")
-        if prepack and packed:
-            raise InputError(
-                "prepack gives every session a copy of its own, and packed is one for all: take one of them"
-            )
+        if (prepack and packed) or (targets is not None and (prepack or packed is False)):
+            raise InputError("prepack gives every session a copy, and a packed target is one copy for all: take one")
+        if verify not in ("full", "size"):
+            raise InputError(f"verify is 'full' or 'size'; found {verify!r}")
         self._ort = import_onnxruntime()
         _check_device(self._ort, device)
         self.device, self.threads, self.prepack, self.verify = device, threads, prepack, verify
@@ -130,27 +130,29 @@ class OnnxRuntime(Backend):
         if self.packed is False or self.prepack:
             return None
         machine = this_machine(str(self._ort.__version__))
-        folder = targets_of.find(bundle, machine, self.targets)
-        if folder is None:
+        folders = targets_of.find(bundle, machine, self.targets)
+        if not folders:
             command = targets_of.build_command(bundle.folder, self.targets)
             if self.packed:
                 name = targets_of.name_for(bundle, machine)
                 raise BackendError(f"{bundle.folder} has no target {name}: make it with `{command}`")
-            log.info(
-                "weights are not packed: steps of few tokens take up to 2.5 times as long; `%s` packs them", command
-            )
+            log.info("weights are not packed: steps of few tokens take up to twice as long; `%s` packs them", command)
             return None
-        packed = targets_of.read(folder)
-        again = targets_of.build_command(bundle.folder, folder.parent, force=True)
-        if other := next(targets_of.differences(packed, bundle, machine), None):
-            said = f"{folder} was packed for something else ({other}); `{again}` packs it anew"
-            if self.packed:
-                raise BackendError(said)
-            log.warning("%s; until then the bundle's own graphs run, which takes longer", said)
-            return None
-        if wrong := targets_of.damage(folder, packed, self.verify == "full"):
-            raise BackendError(f"{wrong}; `{again}` packs it anew")
-        return folder, packed
+        again = targets_of.build_command(bundle.folder, self.targets, force=True)
+        unfit = []
+        for folder in folders:
+            if other := targets_of.misfit(folder, bundle, machine):
+                unfit.append(f"{folder} was packed for something else ({other})")
+                continue
+            packed = targets_of.read(folder)
+            if wrong := targets_of.damage(folder, packed, self.verify == "full"):
+                raise BackendError(f"{wrong}; `{again}` packs it anew")
+            return folder, packed
+        said = f"{'; '.join(unfit)}; `{again}` packs it anew"
+        if self.packed:
+            raise BackendError(said)
+        log.warning("%s; until then the bundle's own graphs run, which takes longer", said)
+        return None
 
     def versions(self) -> dict[str, str]:
         """The version of ONNX Runtime."""

@@ -19,7 +19,7 @@ from nextscale.runtime.targets.stale import GRAPH, Difference
 
 _LARGEST_MANIFEST = 2**20
 # What a file's refusal says of bundles behind its reason.
-_OF_BUNDLES = r"[:;,] (?:copy or export|and the bundle needs|a bundle holds|make a real copy)| its bundle"
+OF_BUNDLES = r"[:;,] (?:copy or export|and the bundle needs|a bundle holds|make a real copy)| its bundle"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def damage(folder: Path, engine: Engine, hashed: bool = True) -> str | None:
         check_file(folder, engine.file, File(engine.sha256, engine.size), hashed)
     except (BundleError, OSError) as error:
         said = str(error).replace(f"{folder}{os.sep}", "")
-        return re.split(_OF_BUNDLES, said)[0]
+        return re.split(OF_BUNDLES, said)[0]
     return None
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from nextscale.runtime.backends.onnxruntime import OnnxRuntime
 from nextscale.runtime.backends.packed import build as building
 from nextscale.runtime.backends.packed import machine, onnx_file
 from nextscale.runtime.backends.packed.target import FILE_NAME, WEIGHTS, read
-from nextscale.runtime.errors import BackendError
+from nextscale.runtime.bundle import open_bundle
+from nextscale.runtime.errors import BackendError, BundleError
+from nextscale.runtime.targets.places import in_cache
 
 Edit = Callable[[Any], Any]
 
@@ -61,13 +64,16 @@ def test_without_one_the_command_is_told_and_a_wanted_one_is_an_error(
         (line,) = (record.getMessage() for record in caplog.records if "not packed" in record.getMessage())
         assert f"`nextscale build {tiny_bundle} --flavor onnxruntime-cpu`" in line
     with pytest.raises(
-        BackendError, match=f"has no target onnxruntime-cpu-{machine.instructions()}-fp32: make it with"
+        BackendError, match=rf"has no target onnxruntime-cpu-{machine.instructions()}-\S+-fp32: make it with"
     ):
         Pipeline.open(tiny_bundle, OnnxRuntime(packed=True))
     with pytest.raises(BackendError, match=rf"--flavor onnxruntime-cpu -o {tmp_path}`"):
         Pipeline.open(tiny_bundle, targets=tmp_path)
-    with pytest.raises(InputError, match="take one of them"):
-        OnnxRuntime(packed=True, prepack=True)
+    for options in ({"packed": True}, {"targets": tmp_path}):
+        with pytest.raises(InputError, match="take one"):
+            OnnxRuntime(prepack=True, **options)
+    with pytest.raises(InputError, match="verify is 'full' or 'size'; found 'ful'"):
+        OnnxRuntime(verify="ful")
 
 
 def test_each_weight_lies_once_in_one_file_that_all_graphs_name(packed: Path) -> None:
@@ -178,9 +184,30 @@ def test_a_damaged_one_is_refused(own_packed: Path, own_target: Path, file: str,
 )
 def test_a_manifest_that_is_none_is_refused(own_packed: Path, own_target: Path, change: Edit, says: str) -> None:
     edit(own_target, change)
-    with pytest.raises(BackendError, match="build the target again") as caught:
-        Pipeline.open(own_packed)
+    with pytest.raises(BackendError, match="was packed for something else") as caught:
+        Pipeline.open(own_packed, OnnxRuntime(packed=True))
     assert says in str(caught.value)
+    with Pipeline.open(own_packed, threads=1) as pipeline:
+        assert pipeline.memory.weights == (own_packed / "weights.safetensors").stat().st_size
+
+
+def test_one_that_fits_is_taken_wherever_it_lies(
+    own_packed: Path, own_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a bundle that others wrote lies one for something else; the user's own is in the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache = in_cache(open_bundle(own_packed, verify="size"))
+    pack(own_packed, cache)
+    edit(own_target, lambda data: data.update(weights_sha256="0" * 64))
+    with Pipeline.open(own_packed, OnnxRuntime(packed=True)) as pipeline:
+        assert pipeline.memory.weights == read(own_target).weights.size
+
+
+def test_half_precision_is_not_packed(own_packed: Path) -> None:
+    opened = open_bundle(own_packed, verify="size")
+    half = replace(opened, manifest=replace(opened.manifest, precision="fp16"))
+    with pytest.raises(InputError, match="is in fp16, and only float32 weights are packed"):
+        building.build_packed(half, own_packed.parent / "elsewhere", lambda *told: None)
 
 
 def test_others_wait_for_the_one_that_packs(own_packed: Path, own_target: Path) -> None:
@@ -240,11 +267,9 @@ def test_a_bundle_that_was_damaged_is_not_packed(own_packed: Path) -> None:
     weights = own_packed / "weights.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
-    from nextscale.runtime.bundle import open_bundle
-
     opened = open_bundle(own_packed)
     weights.write_bytes(data)
-    with pytest.raises(Exception, match=r"weights\.safetensors was changed or damaged"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors was changed or damaged"):
         building.build_packed(opened, own_packed.parent / "elsewhere", lambda *told: None)
 
 

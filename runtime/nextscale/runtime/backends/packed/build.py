@@ -24,9 +24,9 @@ from nextscale.runtime.manifest import WEIGHTS_FILE, File
 from nextscale.runtime.targets.publish import clear, hidden_folder, publish, reported
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
-PRECISIONS = ("fp32", "fp16")
 # Measured: the packed file against the weights, and what packing takes (VAR-d16 and Infinity 125M, two cores).
 SIZE, SECONDS_PER_GB, SECONDS_PER_GRAPH = 2.1, 12.0, 2.0
+PROBE = 2**24  # bytes
 TEMPORARY = 1.0  # the file of one graph, beside the common one, as a share of the latter
 
 
@@ -47,10 +47,11 @@ def build_packed(
     force: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Report:
-    """Packs a bundle for this processor into ``place/onnxruntime-cpu-<instructions>-<precision>``, unless it is there.
+    """Packs a bundle for this processor into a folder in ``place``, unless it is there.
 
     One process packs while others that want the same wait for it. ``say`` hears what it will cost before it begins,
-    ``progress`` of every graph. Raises :class:`InputError`, :class:`BackendError`, or
+    ``progress`` of every graph. Raises :class:`InputError`, :class:`BackendError`,
+    :class:`~nextscale.runtime.errors.BundleError` for a damaged bundle, or
     :class:`~nextscale.plan.errors.EnvironmentProblem` where the disk is full or the place cannot be written.
     """
     start, place, ort = time.monotonic(), place.resolve(), import_onnxruntime()
@@ -83,11 +84,10 @@ def _why(bundle: Bundle, machine: Machine, folder: Path, force: bool) -> str | N
         return "it was not there"
     if force:
         return "asked for"
-    try:
-        there = targets.read(folder)
-    except BackendError as error:
-        return str(error.__cause__ or error)
-    return next(targets.differences(there, bundle, machine), None) or targets.damage(folder, there, hashed=True)
+    if other := targets.misfit(folder, bundle, machine):
+        return other
+    there = targets.read(folder)
+    return targets.damage(folder, there, hashed=True)
 
 
 def _tell_cost(bundle: Bundle, place: Path, say: Callable[[str], None]) -> None:
@@ -114,6 +114,7 @@ def _pack(ort: ModuleType, bundle: Bundle, machine: Machine, hidden: Path, progr
                 progress(machine.instructions, i, len(graphs), graph.name)
                 files[graph.name] = packing.add(graph)
     except errors_of(ort) as error:
+        (hidden / "probe").write_bytes(bytes(PROBE))  # a full disk says so here; ONNX Runtime has other words for it
         raise BackendError(
             f"ONNX Runtime {ort.__version__} cannot pack {bundle.folder}: {first_line(error)}"
         ) from error
@@ -148,10 +149,10 @@ def _file(path: Path) -> tuple[str, int]:
 
 def _check(bundle: Bundle, place: Path, name: str) -> None:
     """The bundle can be packed and is whole; nothing is written into one, and nothing replaced that is no target."""
-    if bundle.manifest.precision not in PRECISIONS:
+    if bundle.manifest.precision != "fp32":
         raise InputError(
-            f"{bundle.folder} is in {bundle.manifest.precision}, which ONNX Runtime does not run on a CPU: export it "
-            f"in {' or '.join(PRECISIONS)}"
+            f"{bundle.folder} is in {bundle.manifest.precision}, and only float32 weights are packed: a CPU computes "
+            "half precision in float32, through copies; export the bundle in fp32"
         )
     inside = [folder for folder in (place, *place.parents) if (folder / BUNDLE_FILE).exists()]
     if inside:

@@ -20,6 +20,7 @@ from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph
 
 ALIGNMENT = 65536  # of blobs: what every system maps
+GROWN = 2**21  # bytes: a graph that optimising made so much longer holds weights that were folded
 INLINE = 1024  # bytes; what is smaller stays in its graph
 _CHUNK = 1 << 24
 
@@ -54,9 +55,10 @@ class Packing:
             for tensor, entries in onnx_file.external(source)
         }
         out = self._folder / graph.file
-        if all((name, kinds) in self._known for name, (_, kinds) in weights.items()):
+        known = all((name, kinds) in self._known for name, (_, kinds) in weights.items())
+        if known:
             self._take(source, weights, out)
-        else:
+        if not known or out.stat().st_size > path.stat().st_size + GROWN:
             self._pack(path, weights, out)
         return out
 

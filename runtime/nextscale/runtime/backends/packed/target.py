@@ -12,6 +12,7 @@ from nextscale.runtime import strict
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError, BundleError, ManifestError
 from nextscale.runtime.manifest import WEIGHTS_FILE, File, Graph, check_file_name
+from nextscale.runtime.targets.folder import OF_BUNDLES
 from nextscale.runtime.targets.places import beside, folder_name, in_cache
 
 FLAVOR, FILE_NAME, SCHEMA_VERSION = "onnxruntime-cpu", "packed.json", 1
@@ -22,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Machine:
-    """What packed weights are packed for: how ONNX Runtime lays them out follows from these alone."""
+    """What packed weights are packed for: the version of ONNX Runtime, and the processor's instruction set."""
 
     library_version: str
     instructions: str
@@ -67,8 +68,8 @@ class Packed:
 
 
 def name_for(bundle: Bundle, machine: Machine) -> str:
-    """``onnxruntime-cpu-avx512-fp32``."""
-    return folder_name(FLAVOR, machine.instructions, bundle.manifest.precision)
+    """``onnxruntime-cpu-avx512-1.31.1-fp32``."""
+    return folder_name(FLAVOR, f"{machine.instructions}-{machine.library_version}", bundle.manifest.precision)
 
 
 def build_command(bundle: Path, place: Path | None = None, force: bool = False) -> str:
@@ -78,11 +79,19 @@ def build_command(bundle: Path, place: Path | None = None, force: bool = False) 
     return f"nextscale build {quoted(bundle)} --flavor {FLAVOR}{out_option(bundle, place)}{' --force' if force else ''}"
 
 
-def find(bundle: Bundle, machine: Machine, targets: Path | None = None) -> Path | None:
-    """The folder of the target for this machine, beside the bundle or in the user's cache, or only in ``targets``."""
+def find(bundle: Bundle, machine: Machine, targets: Path | None = None) -> list[Path]:
+    """The folders of targets for this machine, beside the bundle and in the user's cache, or only in ``targets``."""
     places = [beside(bundle), in_cache(bundle)] if targets is None else [targets]
     folders = (place / name_for(bundle, machine) for place in places)
-    return next((folder for folder in folders if (folder / FILE_NAME).is_file()), None)
+    return [folder for folder in folders if (folder / FILE_NAME).is_file()]
+
+
+def misfit(folder: Path, bundle: Bundle, machine: Machine) -> str | None:
+    """Why a target there is not to be opened: it cannot be read, or was made of or for something else."""
+    try:
+        return next(differences(read(folder), bundle, machine), None)
+    except BackendError as error:
+        return str(error.__cause__ or error)
 
 
 def packed_targets(bundle: Bundle) -> dict[Path, Packed | str]:
@@ -146,7 +155,7 @@ def damage(folder: Path, packed: Packed, hashed: bool) -> str | None:
         for name, file in {**files, WEIGHTS: packed.weights}.items():
             check_file(folder.resolve(), name, file, hashed)
     except (BundleError, OSError) as error:
-        return re.split(r"[:;,] (?:copy or export|and the bundle needs|a bundle holds|make a real copy)", str(error))[0]
+        return re.split(OF_BUNDLES, str(error))[0]
     return None
 
 
