@@ -108,7 +108,7 @@ def _outlines(name: str, rng: Rng) -> tuple[Points, Points | None]:
     return _circle(), _circle() * rng.uniform(0.84, 0.92) + (rng.uniform(0.5, 0.62), -0.12)  # moon
 
 
-def _shape_mask(name: str, rng: Rng, radius: float, centre: Points, turn: float) -> Image.Image:
+def shape_mask(name: str, rng: Rng, radius: float, centre: Points, turn: float) -> Image.Image:
     side = SIZE * OVERSAMPLING
     mask = Image.new("L", (side, side))
     stretch = np.array([1.0, rng.uniform(0.88, 1.12)])
@@ -121,7 +121,7 @@ def _shape_mask(name: str, rng: Rng, radius: float, centre: Points, turn: float)
     return mask
 
 
-def _glyph_mask(text: str, rng: Rng, radius: float, centre: Points, turn: float) -> Image.Image:
+def glyph_mask(text: str, rng: Rng, radius: float, centre: Points, turn: float) -> Image.Image:
     side = SIZE * OVERSAMPLING
     font = _font(FONTS[int(rng.integers(len(FONTS)))], 100)
     left, top, right, bottom = font.getbbox(text)
@@ -138,7 +138,7 @@ def _glyph_mask(text: str, rng: Rng, radius: float, centre: Points, turn: float)
 # --- colours and backgrounds ------------------------------------------------------------------------------------------
 
 
-def _colour(rng: Rng, hue: float, luminance: float) -> NDArray[np.float64]:
+def colour_of(rng: Rng, hue: float, luminance: float) -> NDArray[np.float64]:
     """A colour of that hue and luminance (0 to 1): darkened or mixed with white as needed."""
     rgb = np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.55, 1.0), 1.0))
     own = float(rgb @ (0.299, 0.587, 0.114))
@@ -192,19 +192,19 @@ def picture(index: int) -> Picture:
     room = SIZE / 2 - radius - 3.0
     centre = SIZE / 2 + rng.uniform(-room, room, 2)
     turn = math.radians(rng.uniform(-20.0, 20.0))
-    mask = (_glyph_mask if name in GLYPHS else _shape_mask)(name, rng, radius, centre, turn)
+    mask = (glyph_mask if name in GLYPHS else shape_mask)(name, rng, radius, centre, turn)
     alpha = np.asarray(mask.reduce(OVERSAMPLING), np.float64)[..., None] / 255.0  # (64, 64, 1)
 
     dark, light = rng.uniform(0.08, 0.34), rng.uniform(0.68, 0.95)
     ink, ground = (dark, light) if rng.random() < 0.5 else (light, dark)
     hue = rng.random()
-    first = _colour(rng, hue, ground)
+    first = colour_of(rng, hue, ground)
     step = rng.uniform(0.08, 0.13)
     apart = step if ground < 0.2 or 0.5 < ground < 0.8 else -step
-    second = _colour(rng, hue + rng.uniform(-0.08, 0.08), ground + apart)
+    second = colour_of(rng, hue + rng.uniform(-0.08, 0.08), ground + apart)
     pattern = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))](rng)[..., None]
     back = first * (1.0 - pattern) + second * pattern
-    front = _colour(rng, hue + rng.uniform(0.15, 0.85), ink)
+    front = colour_of(rng, hue + rng.uniform(0.15, 0.85), ink)
     return np.round(255 * np.clip(back * (1.0 - alpha) + front * alpha, 0.0, 1.0)).astype(np.uint8)
 
 
