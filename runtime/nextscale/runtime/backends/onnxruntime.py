@@ -23,8 +23,9 @@ import numpy as np
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
 from nextscale.runtime.backends.host import HostLoaded
-from nextscale.runtime.backends.packed import target as targets_of
+from nextscale.runtime.backends.packed.choice import choose
 from nextscale.runtime.backends.packed.machine import this_machine
+from nextscale.runtime.backends.packed.target import Packed
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
@@ -124,35 +125,11 @@ class OnnxRuntime(Backend):
         check_signature(graph.file, "output", graph.outputs, session.get_outputs())
         return Session(self._ort, session, graph.name)
 
-    def _target(self, bundle: Bundle) -> tuple[Path, targets_of.Packed] | None:
-        """The packed target to run on, None for the bundle's own graphs; raises where one is wanted and not to be had,
-        and where one is damaged."""
+    def _target(self, bundle: Bundle) -> tuple[Path, Packed] | None:
         if self.packed is False or self.prepack:
             return None
         machine = this_machine(str(self._ort.__version__))
-        folders = targets_of.find(bundle, machine, self.targets)
-        if not folders:
-            command = targets_of.build_command(bundle.folder, self.targets)
-            if self.packed:
-                name = targets_of.name_for(bundle, machine)
-                raise BackendError(f"{bundle.folder} has no target {name}: make it with `{command}`")
-            log.info("weights are not packed: steps of few tokens take up to twice as long; `%s` packs them", command)
-            return None
-        again = targets_of.build_command(bundle.folder, self.targets, force=True)
-        unfit = []
-        for folder in folders:
-            if other := targets_of.misfit(folder, bundle, machine):
-                unfit.append(f"{folder} was packed for something else ({other})")
-                continue
-            packed = targets_of.read(folder)
-            if wrong := targets_of.damage(folder, packed, self.verify == "full"):
-                raise BackendError(f"{wrong}; `{again}` packs it anew")
-            return folder, packed
-        said = f"{'; '.join(unfit)}; `{again}` packs it anew"
-        if self.packed:
-            raise BackendError(said)
-        log.warning("%s; until then the bundle's own graphs run, which takes longer", said)
-        return None
+        return choose(bundle, machine, self.targets, bool(self.packed), self.verify)
 
     def versions(self) -> dict[str, str]:
         """The version of ONNX Runtime."""
