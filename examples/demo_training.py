@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -167,6 +168,12 @@ class Training:
         left = 60 * self.clock.minutes - self.clock.seconds
         rest = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         print(f"step {self.step:6d}  {100 * self.clock.progress:5.1f} %  {rest}  {left / 60:.1f} min left", flush=True)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """A module as float32 safetensors under its published keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().float().contiguous() for k, v in module.state_dict().items()}, path)
 
 
 @contextmanager

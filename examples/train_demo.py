@@ -17,12 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_tokenizer import train_tokenizer
-from demo_training import join_workers, meet, rank
+from demo_training import join_workers, meet, rank, save_weights
 from demo_transformer import train_transformer
 from demo_world import CLASS_NAMES, TRAINING, pictures
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from torch import nn
 
 from nextscale.export.models.var import VAR
 from nextscale.export.models.vqvae import VQVAE
@@ -54,12 +52,6 @@ def load_pool(work: Path, count: int) -> NDArray[np.uint8]:
     if not path.exists():
         np.save(path, pictures(TRAINING[0], count))
     return np.load(path)[:count]  # type: ignore[no-any-return]
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """A module as float32 safetensors under its published keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().float().contiguous() for k, v in module.state_dict().items()}, path)
 
 
 def write_config(path: Path) -> None:

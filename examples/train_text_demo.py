@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from bitwise_training import Reader, train_tokenizer, train_transformer
+from demo_training import save_weights
 from demo_world import TRAINING
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from sentence_world import picture, sentence
-from torch import nn
 
 from nextscale.export.models.bsq import BSQVAE
 from nextscale.export.models.infinity import Infinity
@@ -143,12 +142,6 @@ def load_stage(file: Path, stage: str) -> dict[str, Any]:
         raise SystemExit(f"{file} is missing: run --stage {stage} first")
     loaded: dict[str, Any] = torch.load(file, weights_only=True)
     return loaded
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """A module as float32 safetensors under its published keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().float().contiguous() for k, v in module.state_dict().items()}, path)
 
 
 def write_config(path: Path, sizes: Sizes) -> None:

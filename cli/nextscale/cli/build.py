@@ -172,7 +172,7 @@ def _build(bundle: Bundle, wanted: list[Settings], out: Path | None, force: bool
     with Progress() as progress:
         for settings in wanted:
             try:
-                reports.append(build_target(bundle, settings, place, progress, force, _say))
+                reports.append(build_target(bundle, settings, place, progress, force, tell))
             except KeyboardInterrupt as error:
                 _say_done(reports)
                 then = "with --force nothing is" if force else _kept(kept(bundle, settings, place))
@@ -186,7 +186,7 @@ def _build(bundle: Bundle, wanted: list[Settings], out: Path | None, force: bool
 def _say_done(reports: list[Report]) -> None:
     """What stands although a later target failed."""
     for report in reports:
-        _say(f"{report.folder}: {'built' if report.reasons else 'up to date'}")
+        tell(f"{report.folder}: {'built' if report.reasons else 'up to date'}")
 
 
 def _kept(count: int) -> str:
@@ -198,7 +198,8 @@ def _kept(count: int) -> str:
     return f"the {count} engines that are finished go into the next build"
 
 
-def _say(sentence: str) -> None:
+def tell(sentence: str) -> None:
+    """One line on stderr, while the work goes on."""
     sys.stderr.write(f"{sentence}\n")
 
 

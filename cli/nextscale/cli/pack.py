@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextscale.cli.build import Interrupted
+from nextscale.cli.build import Interrupted, tell
 from nextscale.cli.errors import needing
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def pack(bundle: Bundle, out: Path | None, force: bool, json: bool) -> None:
         place = (out if out is not None else writable_place(bundle)).resolve()
         try:
             with Progress() as progress:
-                report = build_packed(bundle, place, progress, force, print_line)
+                report = build_packed(bundle, place, progress, force, tell)
         except KeyboardInterrupt as error:
             raise Interrupted("interrupted; nothing was kept, and a target that was there stands") from error
     packed = report.packed
@@ -39,8 +38,3 @@ def pack(bundle: Bundle, out: Path | None, force: bool, json: bool) -> None:
         say(f"{report.folder}: up to date, {len(packed.graphs)} graphs, {size}; nothing was packed")
         return
     say(f"{report.folder}: {len(packed.graphs)} graphs ({report.why}), {size}, {report.seconds:.0f} s")
-
-
-def print_line(sentence: str) -> None:
-    """To stderr: what is said meanwhile."""
-    sys.stderr.write(f"{sentence}\n")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime.bundle import Bundle, check_file
@@ -17,6 +18,7 @@ from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest,
 from nextscale.runtime.targets.places import beside, folder_name, in_cache
 from nextscale.runtime.targets.stale import GRAPH, Difference
 
+T = TypeVar("T")
 _LARGEST_MANIFEST = 2**20
 # What a file's refusal says of bundles behind its reason.
 OF_BUNDLES = r"[:;,] (?:copy or export|and the bundle needs|a bundle holds|make a real copy)| its bundle"
@@ -62,12 +64,20 @@ def find_target(
 
 
 def targets_of(bundle: Bundle) -> dict[Path, Target | str]:
-    """Every target folder of a bundle, beside it and in the user's cache; of one that cannot be read, why."""
-    found: dict[Path, Target | str] = {}
+    """Every target folder of a bundle with engines; of one that cannot be read, why."""
+    return every(bundle, FILE_NAME, read_target)
+
+
+def every(bundle: Bundle, file_name: str, read: Callable[[Path], T]) -> dict[Path, T | str]:
+    """Every folder with such a manifest, beside a bundle and in the user's cache, as ``read`` has it.
+
+    Of one that cannot be read, for which ``read`` raises :class:`BackendError`, the sentence.
+    """
+    found: dict[Path, T | str] = {}
     for place in (beside(bundle), in_cache(bundle)):
-        for path in sorted(place.glob(f"[!.]*/{FILE_NAME}")):
+        for path in sorted(place.glob(f"[!.]*/{file_name}")):
             try:
-                found[path.parent] = read_target(path.parent)
+                found[path.parent] = read(path.parent)
             except BackendError as error:
                 found[path.parent] = str(error)
     return found

@@ -16,10 +16,26 @@ from pathlib import Path
 from nextscale.plan.errors import EnvironmentProblem, InputError
 from nextscale.runtime.bundle import hash_file
 from nextscale.runtime.errors import ManifestError
+from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
 from nextscale.runtime.targets.manifest import Target, dumps, loads
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 RECORD = ".record.json"  # <graph>.record.json beside <graph>.engine
+
+
+def check_place(place: Path, name: str, file_name: str) -> None:
+    """Nothing is written into a bundle, and nothing is replaced that is no target, which has a ``file_name``.
+
+    Raises :class:`InputError`.
+    """
+    inside = [folder for folder in (place.resolve(), *place.resolve().parents) if (folder / BUNDLE_FILE).exists()]
+    if inside:
+        raise InputError(f"{place} lies in the bundle {inside[0]}, and bundles are not written to: give another folder")
+    there = place / name
+    if there.exists() and not (there / file_name).is_file():
+        raise InputError(
+            f"{there} is there and is no target (it has no {file_name}): remove it, or give another folder"
+        )
 
 
 @contextmanager

@@ -16,12 +16,11 @@ from nextscale.runtime.backends.onnxruntime import errors_of, first_line, import
 from nextscale.runtime.backends.packed import target as targets
 from nextscale.runtime.backends.packed.machine import this_machine
 from nextscale.runtime.backends.packed.packing import Packing
-from nextscale.runtime.backends.packed.target import FILE_NAME, FLAVOR, WEIGHTS, Machine, Packed, PackedGraph
+from nextscale.runtime.backends.packed.target import FILE_NAME, WEIGHTS, Machine, Packed, PackedGraph
 from nextscale.runtime.bundle import Bundle, check_file, hash_file
 from nextscale.runtime.errors import BackendError
-from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
 from nextscale.runtime.manifest import WEIGHTS_FILE, File
-from nextscale.runtime.targets.publish import clear, hidden_folder, publish, reported
+from nextscale.runtime.targets.publish import check_place, clear, hidden_folder, publish, reported
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 # Measured: the packed file against the weights, and what packing takes (VAR-d16 and Infinity 125M, two cores).
@@ -57,7 +56,8 @@ def build_packed(
     start, place, ort = time.monotonic(), place.resolve(), import_onnxruntime()
     machine = this_machine(str(ort.__version__))
     name = targets.name_for(bundle, machine)
-    _check(bundle, place, name)
+    _check(bundle)
+    check_place(place, name, FILE_NAME)
 
     def waits() -> None:
         say(f"another process is packing {place / name}: waiting for it")
@@ -147,18 +147,12 @@ def _file(path: Path) -> tuple[str, int]:
     return hash_file(path), path.stat().st_size
 
 
-def _check(bundle: Bundle, place: Path, name: str) -> None:
-    """The bundle can be packed and is whole; nothing is written into one, and nothing replaced that is no target."""
+def _check(bundle: Bundle) -> None:
+    """The bundle can be packed, and is whole."""
     if bundle.manifest.precision != "fp32":
         raise InputError(
             f"{bundle.folder} is in {bundle.manifest.precision}, and only float32 weights are packed: a CPU computes "
             "half precision in float32, through copies; export the bundle in fp32"
         )
-    inside = [folder for folder in (place, *place.parents) if (folder / BUNDLE_FILE).exists()]
-    if inside:
-        raise InputError(f"{place} lies in the bundle {inside[0]}, and bundles are not written to: give another folder")
-    there = place / name
-    if there.exists() and not (there / FILE_NAME).is_file():
-        raise InputError(f"{there} is there and is no {FLAVOR} target: remove it, or give another folder with -o")
     for file in [*(graph.file for graph in bundle.manifest.graphs), WEIGHTS_FILE]:
         check_file(bundle.folder, file, bundle.manifest.files[file])

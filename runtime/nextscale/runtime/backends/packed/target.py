@@ -12,7 +12,7 @@ from nextscale.runtime import strict
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError, BundleError, ManifestError
 from nextscale.runtime.manifest import WEIGHTS_FILE, File, Graph, check_file_name
-from nextscale.runtime.targets.folder import OF_BUNDLES
+from nextscale.runtime.targets.folder import OF_BUNDLES, every
 from nextscale.runtime.targets.places import beside, folder_name, in_cache
 
 FLAVOR, FILE_NAME, SCHEMA_VERSION = "onnxruntime-cpu", "packed.json", 1
@@ -95,15 +95,8 @@ def misfit(folder: Path, bundle: Bundle, machine: Machine) -> str | None:
 
 
 def packed_targets(bundle: Bundle) -> dict[Path, Packed | str]:
-    """Every packed target of a bundle, beside it and in the user's cache; of one that cannot be read, why."""
-    found: dict[Path, Packed | str] = {}
-    for place in (beside(bundle), in_cache(bundle)):
-        for path in sorted(place.glob(f"[!.]*/{FILE_NAME}")):
-            try:
-                found[path.parent] = read(path.parent)
-            except BackendError as error:
-                found[path.parent] = str(error)
-    return found
+    """Every packed target of a bundle; of one that cannot be read, why."""
+    return every(bundle, FILE_NAME, read)
 
 
 def read(folder: Path) -> Packed:

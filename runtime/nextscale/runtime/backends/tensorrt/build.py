@@ -18,12 +18,12 @@ from nextscale.runtime.backends.tensorrt.process import Builder
 from nextscale.runtime.backends.tensorrt.wishes import this_gpu
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError
-from nextscale.runtime.manifest import FILE_NAME as BUNDLE_FILE
 from nextscale.runtime.manifest import WEIGHTS_FILE, Graph
 from nextscale.runtime.targets.folder import damage, read_target
 from nextscale.runtime.targets.manifest import FILE_NAME, Engine, NewerManifest, Settings, Target, dumps, make_target
 from nextscale.runtime.targets.places import folder_name, user_cache
 from nextscale.runtime.targets.publish import (
+    check_place,
     clear,
     digest,
     hidden_folder,
@@ -74,7 +74,7 @@ def build_target(
     """
     start, place = time.monotonic(), place.resolve()
     name = folder_name(settings.flavor, settings.target, settings.precision)
-    _check_place(bundle, place, name)
+    check_place(place, name, FILE_NAME)
     _check_graphs(bundle, settings)
     versions = _versions(settings)
     with reported(place), hidden_folder(place, name) as hidden:
@@ -240,18 +240,6 @@ def _tell(say: Callable[[str], None], name: str, reasons: Reasons, total: int) -
     for reason, graphs in concerned.items():
         which = "all engines" if len(graphs) == total else ", ".join(graphs)
         say(f"{name}: {reason}: building {which} again")
-
-
-def _check_place(bundle: Bundle, place: Path, name: str) -> None:
-    """Nothing is written into a bundle, and nothing is replaced that is no target."""
-    inside = [folder for folder in (place.resolve(), *place.resolve().parents) if (folder / BUNDLE_FILE).exists()]
-    if inside:
-        raise InputError(f"{place} lies in the bundle {inside[0]}, and bundles are not written to: give another folder")
-    there = place / name
-    if there.exists() and not (there / FILE_NAME).is_file():
-        raise InputError(
-            f"{there} is there and is no target (it has no {FILE_NAME}): remove it, or give another folder"
-        )
 
 
 def _check_graphs(bundle: Bundle, settings: Settings) -> None:
