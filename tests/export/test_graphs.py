@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,6 +78,15 @@ def test_every_matrix_is_a_transposed_gemm(bundle: Path) -> None:
                     continue
                 assert node.op_type == "Gemm", f"{name}: {node.op_type} of {matrix}"
                 assert {a.name: a.i for a in node.attribute}["transB"] == 1
+
+
+def test_a_norm_of_maps_is_one_node_then_gain_then_shift(bundle: Path) -> None:
+    """PyTorch's exporter would put a pass over the whole map for a gain of 1, and one for a shift of 0, before them."""
+    nodes = onnx.load(bundle / "decode.onnx", load_external_data=False).graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    gains = [v for node in nodes for v in node.input if v.endswith(".gain")]
+    assert kinds["InstanceNormalization"] == len(gains) > 0
+    assert kinds["Mul"] == len(gains) + kinds["Sigmoid"] + kinds["Softmax"]  # gains, SiLU's, attention's scale
 
 
 def test_one_weights_file_serves_every_graph(bundle: Path) -> None:

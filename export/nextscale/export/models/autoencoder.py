@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.export.models.contract import Derived
+from nextscale.export.models.ops import group_norm
 from nextscale.plan.types import Tokenizer
 
 
@@ -40,7 +41,7 @@ class GroupNorm(nn.GroupNorm):
         """(B, C, h, w) of any dtype to float32."""
         if torch.compiler.is_exporting():
             gain, shift = self.get_buffer("gain"), self.get_buffer("shift")
-            return F.group_norm(x.float(), self.num_groups, eps=self.eps) * gain + shift
+            return group_norm(x.float(), self.num_groups, gain, shift, self.eps)
         return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
 
 

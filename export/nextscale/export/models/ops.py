@@ -23,6 +23,26 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def group_norm(x: Tensor, groups: int, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Maps (B, C, h, w) float32 normalised by groups of channels, times ``gain (C, 1, 1)`` plus ``shift (C, 1, 1)``.
+
+    A graph gets ``InstanceNormalization`` over groups, one pass each for gain and shift, and none for a gain of 1 and
+    a shift of 0 of the groups themselves, which PyTorch's own exporter writes.
+    """
+    if not torch.compiler.is_exporting():
+        return F.group_norm(x, groups, gain.flatten(), shift.flatten(), eps)
+    flat = x.reshape(x.shape[0], groups, -1)
+    normed: Tensor = torch.onnx.ops.symbolic(
+        "InstanceNormalization",
+        (flat, torch.ones(groups), torch.zeros(groups)),
+        {"epsilon": eps},
+        dtype=x.dtype,
+        shape=flat.shape,
+        version=20,
+    )
+    return normed.reshape(x.shape) * gain + shift
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
     """Softmax attention of queries (R, m, H, hd) over key rows (T, R, H, hd) and value rows (T, R, H, hv).
 
