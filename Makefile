@@ -26,7 +26,7 @@ bench: $(READY)
 # An hour, 20 GB of disk.
 bench-infinity: $(READY)
 	$(BIN)/python benchmarks/bench_infinity.py
-	$(BIN)/python benchmarks/bench_infinity_export.py
+	$(BIN)/python benchmarks/bench_large_export.py
 	$(BIN)/python benchmarks/bench_text_tokens.py
 	$(BIN)/python benchmarks/bench_build.py --recipe infinity-2b-1m infinity-2b-1m-fastvar --precision bf16 --out benchmarks/results/infinity_build.json
 

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -237,6 +238,25 @@ def test_tables_are_the_committed_results(page: str, result: str) -> None:
     for table in tables:
         assert table.count("\n") > 3
         assert table in text(page)
+
+
+def test_the_figures_of_infinity_on_a_cpu_are_the_committed_results() -> None:
+    rows = {row["recipe"]: row for row in json.loads(text("benchmarks/results/infinity_125m.json"))["cases"]}
+    (short,) = json.loads(text("benchmarks/results/infinity_125m_text64.json"))["cases"]
+
+    def both(row: dict[str, Any]) -> tuple[str, str]:
+        upstream, ours = (row["sides"][side]["total"]["median"] for side in ("upstream", "runtime"))
+        return f"{upstream / ours:.2f}", f"{row['memory']['runtime']['pss'] / row['memory']['upstream']['pss']:.2f}"
+
+    full, pruned, thirteen = (both(rows[f"infinity-125m-1m{tail}"]) for tail in ("", "-fastvar", "-fastvar13"))
+    page = " ".join(text("docs/text.md").split())
+    assert f"runs at {full[0]} (1M) and {pruned[0]} (1M with FastVAR)" in page
+    assert f"in {full[1]} and {pruned[1]} times its memory" in page
+    readme = " ".join(text("README.md").split())
+    assert f"at {full[0]} to {pruned[0]} times the speed" in readme
+    assert f"in {full[1]} to {pruned[1]} times its memory" in readme
+    assert "run at {} times the speed in {} times the memory".format(*thirteen) in page
+    assert "{} times the speed with FastVAR in {} times the memory".format(*both(short)) in page
 
 
 def test_the_support_table_says_what_the_results_say() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nextscale.plan.beside import comparison_table, device_table, ratios
+from nextscale.plan.beside import comparison_table, device_table, ratios, too_small
 from nextscale.plan.cost import memory, plan_cost
-from nextscale.plan.devices import DEVICES, device
+from nextscale.plan.devices import DEVICES, cpu, device
 from nextscale.plan.published import PUBLISHED, published
 from nextscale.plan.recipes import RECIPES, plan_for, recipe
 from nextscale.plan.schedules import schedule
@@ -50,6 +50,15 @@ def test_two_plans_side_by_side() -> None:
     reports = [memory(plan, precision="bf16")["total"] for plan in (FULL, PRUNED)]
     assert row(table, "MB in all")[2] == f"{reports[0] / reports[1]:.2f}"
     assert not any(cells[0].startswith("ms") for cells in comparison_table(PRUNED, PRUNED, None).rows[:5])
+
+
+def test_gpus_that_cannot_hold_a_plan_are_named() -> None:
+    large, every = plan_for(recipe("infinity-8b-1m")), list(DEVICES.values())
+    assert memory(large, precision="bf16")["total"] > 24e9
+    assert too_small(large, every, precision="bf16") == ["RTX 3090", "RTX 4090"]
+    assert too_small(large, every, precision="fp32") == ["RTX 3090", "RTX 4090", "RTX 5090"]
+    assert too_small(FULL, every, precision="bf16") == []
+    assert too_small(large, [cpu(100, 20)]) == [], "nobody said how much it has"
 
 
 def test_ratios_are_those_of_the_costs() -> None:

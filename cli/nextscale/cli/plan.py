@@ -115,7 +115,8 @@ def _with_text(recipe: Recipe, tokens: int | None) -> Model | None:
 
 def _print(sides: list[Plan], description: str, devices: list[Device], images: int, precision: str) -> None:
     from nextscale.cli.output import say
-    from nextscale.plan.beside import comparison_table, device_table
+    from nextscale.plan.beside import comparison_table, device_table, too_small
+    from nextscale.plan.cost import memory
     from nextscale.plan.limits import limits
     from nextscale.plan.tables import memory_table
 
@@ -130,6 +131,10 @@ def _print(sides: list[Plan], description: str, devices: list[Device], images: i
         _table(comparison_table(made, sides[1], on, images, precision))
     if on is None:
         _table(device_table(sides, images, precision))
+    for side in sides:
+        if names := too_small(side, devices, images, precision):
+            gigabytes = memory(side, images, precision)["total"] / 1e9
+            say(f"{side.name} takes {gigabytes:.1f} GB by its plan, more than there is on {' and '.join(names)}")
     for sentence in limits(made):
         say(f"TensorRT: {sentence}")
 
@@ -173,6 +178,7 @@ def _report(sides: list[Plan], devices: list[Device], images: int, precision: st
 def _side(made: Plan, cost: PlanCost, devices: list[Device]) -> dict[str, Any]:
     """One plan. ``seconds`` are of the one GPU; ``seconds_by_gpu`` has those of the whole chain on each."""
     from nextscale.plan import codec
+    from nextscale.plan.beside import too_small
     from nextscale.plan.cost import memory
     from nextscale.plan.limits import limits
     from nextscale.plan.published import published
@@ -196,6 +202,7 @@ def _side(made: Plan, cost: PlanCost, devices: list[Device]) -> dict[str, Any]:
         **({"seconds": cost.seconds(on)} if on else {}),
         "seconds_by_gpu": {device.name: cost.seconds(device) for device in devices},
         "memory": memory(made, cost.images, cost.precision),
+        "too_small": too_small(made, devices, cost.images, cost.precision),
         "published": [codec.encode(each) for each in published(made, cost.images)],
         "limits": limits(made),
         "plan": codec.to_json(made),

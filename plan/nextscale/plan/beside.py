@@ -27,6 +27,12 @@ def device_table(plans: Sequence[Plan], images: int = 1, precision: str = "fp16"
     )
 
 
+def too_small(plan: Plan, devices: Sequence[Device], images: int = 1, precision: str = "fp16") -> list[str]:
+    """Of devices whose memory is known, the names of those that the plan does not fit into, libraries not counted."""
+    needed = memory(plan, images, precision)["total"]
+    return [device.name for device in devices if 0 < device.memory * 1e9 < needed]
+
+
 def comparison_table(plan: Plan, other: Plan, device: Device | None, images: int = 1, precision: str = "fp16") -> Table:
     """Two plans side by side: steps, tokens, work, traffic, memory by cause, the time on a GPU; and their ratios."""
     sides = (plan, other)

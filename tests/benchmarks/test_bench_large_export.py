@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 for needed in ("torch", "onnx", "onnxruntime"):
     pytest.importorskip(needed)
 
-import bench_infinity_export as bench  # noqa: E402
+import bench_large_export as bench  # noqa: E402
 from watching import family, memory_of, watched  # noqa: E402
 
 from nextscale.runtime.bundle import open_bundle  # noqa: E402
@@ -39,6 +40,16 @@ def test_bars_are_those_of_the_2b() -> None:
     row = {"recipe": "infinity-2b-1m-fastvar", "seconds": 299.0, "peak_pss_over_weights": 1.31}
     assert [bar["met"] for bar in bench.bars(row)] == [True, False]
     assert bench.bars({**row, "recipe": "infinity-8b-1m"}) == []
+
+
+def test_a_row_takes_the_place_of_its_recipes_and_of_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "large_export.json"
+    assert bench.kept(path, [{"recipe": "a", "seconds": 1}]) == [{"recipe": "a", "seconds": 1}]
+    path.write_text(json.dumps({"exports": [{"recipe": "a", "seconds": 1}, {"recipe": "b", "seconds": 2}]}))
+    assert bench.kept(path, [{"recipe": "a", "seconds": 3}]) == [
+        {"recipe": "b", "seconds": 2},
+        {"recipe": "a", "seconds": 3},
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -1,11 +1,12 @@
-"""What the export of a model larger than this machine would run costs: Infinity 2B or 8B in bf16, signatures checked.
+"""What the export of a model that is large for this machine costs: in bf16, signatures checked.
 
-    python benchmarks/bench_infinity_export.py [--size 2b 8b] [--recipe-tail 1m-fastvar]
+    python benchmarks/bench_large_export.py [--recipe infinity-2b-1m-fastvar infinity-8b-1m-fastvar hart-1024]
 
-Draws the checkpoint as upstream stores it (blocks in bf16; the 8B as a folder of shards) and exports it with the
-command line, in a process of its own whose memory, and that of all it starts, is looked at ten times a second. The 2B
-takes 10 GB of disk, the 8B 34 GB, in a temporary folder that is removed. Bars for the 2B: 5 minutes, and at most 1.3
-times its weights file in memory (Pss, which counts mapped pages of files; anonymous memory is told beside it).
+Draws the checkpoint as upstream stores it (Infinity's blocks in bf16, the 8B as a folder of shards; HART in float32)
+and exports it with the command line, in a process of its own whose memory, and that of all it starts, is looked at ten
+times a second. Infinity's 2B takes 10 GB of disk, its 8B 34 GB, in a temporary folder that is removed. Bars for
+Infinity's 2B: 5 minutes, and at most 1.3 times its weights file in memory (Pss, which counts mapped pages of files;
+anonymous memory is told beside it). Rows of other recipes stay in the result file, each with the machine of its run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from watching import Watched, watched
 
 from nextscale.compare.machine import OtherWork, this_machine
+from nextscale.plan.recipes import recipe
 from nextscale.runtime.manifest import WEIGHTS_FILE
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,10 +35,10 @@ Row = dict[str, Any]
 def measure(name: str, folder: Path, smaller: Sequence[str] = (), schedule: Sequence[str] = ()) -> Row:
     """One recipe; ``smaller`` are options of `nextscale draw` for other numbers, ``schedule`` of both commands."""
     drawn, out = folder / "drawn", folder / "bundle"
-    form = ["--format", "safetensors", "--blocks", "bf16"]
-    drawing = command("draw", name, "-o", str(drawn), *form, *smaller, *schedule)
-    (vae,) = drawn.glob("infinity_vae*")
-    (model,) = {path for path in drawn.glob("infinity_*") if path != vae}
+    blocks = ["--blocks", "bf16"] if recipe(name).model.family == "infinity" else []
+    drawing = command("draw", name, "-o", str(drawn), "--format", "safetensors", *blocks, *smaller, *schedule)
+    (vae,) = (path for path in drawn.iterdir() if "vae" in path.name or path.name == "tokenizer")
+    (model,) = (path for path in drawn.iterdir() if path != vae)
     files = ["--model", str(model), "--vae", str(vae)]
     how = ["--precision", "bf16", "--check", "signatures"]
     exporting = command("export", "--recipe", name, "-o", str(out), *files, *how, *schedule)
@@ -85,28 +87,33 @@ def show(row: Row) -> str:
     )
 
 
+def kept(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a result file with new ones in the place of those of the same recipe."""
+    before = json.loads(path.read_text(encoding="utf-8"))["exports"] if path.exists() else []
+    made = {row["recipe"] for row in rows}
+    return [*(row for row in before if row["recipe"] not in made), *rows]
+
+
 def main() -> None:
-    """Measures, prints a table, writes infinity_export.json."""
+    """Measures, prints a table, writes large_export.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=("125m", "2b", "8b"), default=["2b"])
-    parser.add_argument("--recipe-tail", default="1m-fastvar", help="what follows the size in the recipe's name")
+    parser.add_argument("--recipe", nargs="+", default=[JUDGED + "-1m-fastvar"], help="of Infinity or HART")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made; default: the system's place")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    other_work, rows = OtherWork(), list[Row]()
+    path: Path = options.out / "large_export.json"
     print(
         f"{'recipe':26} {'seconds':>8} {'weights GB':>11} {'Pss GB':>8} {'/weights':>8} {'anonymous GB':>12} "
         f"{'graphs MB':>10}"
     )
-    for size in options.size:
-        with TemporaryDirectory(prefix="bench-infinity-export-", dir=options.folder) as at:
-            rows.append(measure(f"infinity-{size}-{options.recipe_tail}", Path(at)))
-        print(show(rows[-1]), flush=True)
-    machine = this_machine(other_work)
-    print(f"{machine.processor}, {machine.cores} cores, {machine.busy} busy with other work; {machine.versions}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": asdict(machine), "exports": rows}, indent=1)
-    (options.out / "infinity_export.json").write_text(text + "\n", encoding="utf-8")
+    for name in options.recipe:
+        other_work = OtherWork()
+        with TemporaryDirectory(prefix="bench-large-export-", dir=options.folder) as at:
+            row = measure(name, Path(at))
+        row["machine"] = asdict(this_machine(other_work))
+        print(show(row), flush=True)
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"exports": kept(path, [row])}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
