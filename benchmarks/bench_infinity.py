@@ -27,8 +27,8 @@ import infinity_sides
 import numpy as np
 import torch
 from infinity_bars import PARITY, PLAIN, bars, tables
-from infinity_rates import rates, reached, roofline
 from infinity_sides import EAGER, NAMES, RUNTIME, UPSTREAM, Ask, EagerSide, Run, RuntimeSide, Side, UpstreamSide
+from machine_rates import rates, reached, roofline
 from watching import watched
 
 from nextscale.compare.latency import times
@@ -112,7 +112,7 @@ def measure(chosen: Recipe, ground: Ground, runs: int, memory: bool = True) -> d
         "sides": {name: summed_up([made[name] for made in counted]) for name in NAMES},
         "parity": {**parity, EAGER: {"moves": moves}},
         "rates": found,
-        "roofline": roofline(plan, ground.ask.text_tokens, reached(found)),
+        "roofline": roofline(plan, reached(found), ground.ask.text_tokens),
         "memory": {name: peak(name, plan, files, bundle, ground, chosen) for name in NAMES} if memory else {},
     }
 

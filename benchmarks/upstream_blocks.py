@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from upstream_fastvar import Remembering
 
 from nextscale.plan.types import Grid, Layer, Model
 
 EPS, MAX_SCALE_MUL = 1e-6, math.log(100)
-
-Compute = Callable[[Tensor, Tensor | None], Tensor]  # tokens (R, m, C) and their indices (R, m) to their update
 
 
 class Text(NamedTuple):
@@ -26,7 +24,7 @@ class Text(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Fused qkv with a bias joined for every call, q and k of unit length, rotated; keys and values are remembered."""
+    """Fused qkv with a bias joined for every call, q and k of unit length; keys and values are remembered."""
 
     zero_k_bias: Tensor
 
@@ -39,14 +37,16 @@ class SelfAttention(nn.Module):
         self.register_buffer("zero_k_bias", torch.empty(width))
         self.past: tuple[Tensor, Tensor] | None = None  # (R, H, T, hd) each
 
-    def forward(self, y: Tensor, rope: Tensor) -> Tensor:
-        """``y`` (R, m, C), angles of its tokens: (R, m, C)."""
+    def forward(self, y: Tensor, rope: Tensor | None = None) -> Tensor:
+        """``y`` (R, m, C), the angles by which its tokens are rotated, None where they are not: (R, m, C)."""
         rows, m, width = y.shape
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         qkv = F.linear(y, self.mat_qkv.weight, bias).view(rows, m, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (R, H, m, hd)
         q = F.normalize(q, dim=-1, eps=1e-12).mul(self.scale_mul_1H11.clamp_max(MAX_SCALE_MUL).exp())
-        q, k = rotated(q, F.normalize(k, dim=-1, eps=1e-12), rope)
+        k = F.normalize(k, dim=-1, eps=1e-12)
+        if rope is not None:
+            q, k = rotated(q, k, rope)
         if self.past is not None:
             k, v = torch.cat((self.past[0], k), dim=2), torch.cat((self.past[1], v), dim=2)
         self.past = k, v
@@ -82,8 +82,21 @@ class TextAttention(nn.Module):
         return joined
 
 
-class Block(nn.Module):
-    """Self-attention, attention to the text and FFN; ``caches`` are the updates at the cache scale, (R, n, C)."""
+class FeedForward(nn.Module):
+    """``fc2(gelu_tanh(fc1(y)))``."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(model.width, model.ffn_width), nn.Linear(model.ffn_width, model.width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """(R, m, C) to the same shape."""
+        update: Tensor = self.fc2(F.gelu(self.fc1(y), approximate="tanh"))
+        return update
+
+
+class Block(Remembering):
+    """Self-attention, attention to the text and FFN."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -91,9 +104,7 @@ class Block(nn.Module):
         self.sa = SelfAttention(model)
         self.ca_norm = nn.LayerNorm(model.width, eps=EPS)
         self.ca = TextAttention(model.width, model.width, model.heads)
-        fc1, fc2 = nn.Linear(model.width, model.ffn_width), nn.Linear(model.ffn_width, model.width)
-        self.ffn = nn.ModuleDict({"fc1": fc1, "fc2": fc2})
-        self.caches: dict[str, Tensor] = {}
+        self.ffn = FeedForward(model)
 
     def forward(self, x: Tensor, text: Text, rope: Tensor, layer: Layer, grid: Grid, cached: Grid | None) -> Tensor:
         """The residual stream (R, n, C) of a scale; ``cached`` is the cache scale's grid, None where none is pruned."""
@@ -108,30 +119,10 @@ class Block(nn.Module):
             return update
 
         def ffn(tokens: Tensor, index: Tensor | None) -> Tensor:
-            hidden = F.gelu(self.ffn["fc1"](modulated(tokens, scale2, shift2)), approximate="tanh")
-            update: Tensor = self.ffn["fc2"](hidden).mul(gamma2)
+            update: Tensor = self.ffn(modulated(tokens, scale2, shift2)).mul(gamma2)
             return update
 
-        for name, compute in (("sa", sa), ("ca", ca), ("ffn", ffn)):
-            kept = layer.sub_layer(name).kept
-            if kept is not None and cached is not None:
-                x = x + self._pruned(name, x, compute, kept, grid, cached)
-                continue
-            update = compute(x, None)
-            if grid == cached:
-                self.caches[name] = update  # in every layer, read or not
-            x = x + update
-        return x
-
-    def _pruned(self, name: str, x: Tensor, compute: Compute, kept: int, grid: Grid, cached: Grid) -> Tensor:
-        """The update of all tokens: fresh where they are kept, else the cache's, resized by area."""
-        distance = (x - x.mean(dim=1, keepdim=True)).square().sum(dim=-1)
-        index = distance.argsort(dim=1, descending=True)[:, :kept]  # (R, kept)
-        places = index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        fresh = compute(x.gather(1, places), index)
-        small = self.caches[name].transpose(1, 2).unflatten(2, cached)
-        full = F.adaptive_avg_pool2d(small, grid).flatten(2).transpose(1, 2).contiguous()
-        return full.scatter_(1, places, fresh)
+        return self.updated(x, {"sa": sa, "ca": ca, "ffn": ffn}, layer, grid, cached)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -153,9 +153,9 @@ def rope_table(schedule: Sequence[Grid], reference: Grid, head_dim: int) -> Tens
     return torch.stack((table.cos(), table.sin()))[:, None, None, None]
 
 
-def sample(logits: Tensor, top_p: float, generator: torch.Generator) -> Tensor:
-    """Top-k and top-p on (1, draws, 2), which are overwritten, then one of the two values for each: (1, draws)."""
-    k = min(TOP_K, logits.shape[-1])
+def sample(logits: Tensor, top_p: float, generator: torch.Generator, top_k: int = TOP_K) -> Tensor:
+    """Top-k (0 keeps all) and top-p on (B, draws, V), which are overwritten, then one value for each: (B, draws)."""
+    k = min(top_k or logits.shape[-1], logits.shape[-1])
     logits.masked_fill_(logits < logits.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True), -math.inf)
     ascending, order = logits.sort(dim=-1)
     dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p

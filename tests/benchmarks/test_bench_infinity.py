@@ -17,7 +17,7 @@ import bench_infinity as bench  # noqa: E402
 import infinity_sides as sides  # noqa: E402
 import numpy as np  # noqa: E402
 from infinity_bars import bars  # noqa: E402
-from infinity_rates import matrices, rates, reached, roofline  # noqa: E402
+from machine_rates import matrices, rates, reached, roofline  # noqa: E402
 from support.drawn_infinity import TOKENIZER  # noqa: E402
 
 from nextscale.plan.families.infinity import infinity_model  # noqa: E402
@@ -166,7 +166,7 @@ def test_the_roofline_is_the_plan_s_at_the_reached_rates() -> None:
     fast = reached(found)
     within = [rate for product in found["products"] for rate in product["gflops"].values()]
     assert min(within) <= fast.tflops["fp32"] * 1e3 <= max(within)
-    long, short = (roofline(plan, n, replace(fast, bandwidth=1e9)) for n in (512, 8))  # no traffic: work alone
+    long, short = (roofline(plan, replace(fast, bandwidth=1e9), n) for n in (512, 8))  # no traffic: work alone
     assert len(short["steps"]) == len(plan.steps)
     assert short["total"] == pytest.approx(short["begin"] + sum(short["steps"]))
     saved = 4 * 2 * 9 * 504 * MODEL.width * MODEL.depth  # scores and sums of both rows at the last step

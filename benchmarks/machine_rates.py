@@ -57,14 +57,17 @@ def reached(found: dict[str, Any]) -> Device:
     return cpu(flops / min(time_of.values()), found["gbytes"])
 
 
-def roofline(plan: Plan, text_tokens: int, machine: Device) -> dict[str, Any]:
-    """Seconds of ``begin`` and of each step for one picture with a text of that length; nothing is decoded."""
+def roofline(plan: Plan, machine: Device, text_tokens: int | None = None) -> dict[str, Any]:
+    """Seconds of ``begin``, of each step, of both together and of ``decode`` for one picture in float32.
+
+    ``text_tokens`` is the length of its text, None for what the plan has room for, or for a class.
+    """
     model = plan.model()
-    assert model.text is not None
-    shorter = replace(model, text=replace(model.text, tokens=text_tokens))
-    cost = plan_cost(replace(plan, models=((plan.models[0][0], shorter),)), 1, "fp32")
-    begin, *steps = (machine.seconds(g.total_flops, g.total_bytes, "fp32") for g in (cost.begin, *cost.steps))
-    return {"begin": begin, "steps": steps, "total": begin + sum(steps)}
+    if text_tokens is not None and model.text is not None:
+        model = replace(model, text=replace(model.text, tokens=text_tokens))
+    cost = plan_cost(replace(plan, models=((plan.models[0][0], model),)), 1, "fp32")
+    begin, *steps, decode = (machine.seconds(g.total_flops, g.total_bytes, "fp32") for g in cost.graphs)
+    return {"begin": begin, "steps": steps, "total": begin + sum(steps), "decode": decode}
 
 
 def median(work: Callable[[], object], repeat: int) -> float:
