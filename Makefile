@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.nextscale-ready
 
-.PHONY: demo test lint bench bench-infinity bench-precision bench-gpu setup
+.PHONY: demo test lint bench bench-full bench-infinity bench-precision bench-gpu setup
 
 demo: $(READY)
 	$(BIN)/nextscale demo
@@ -18,7 +18,13 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # Every benchmark is a script that prints its table: benchmarks/bench_*.py --help.
+# On two quiet cores ten minutes.
 bench: $(READY)
+	$(BIN)/python benchmarks/bench_suite.py --quick
+
+# Some two hours, 40 GB of disk.
+bench-full: $(READY)
+	$(BIN)/python benchmarks/bench_suite.py --accuracy 2000
 	$(BIN)/python benchmarks/bench_export.py
 	$(BIN)/python benchmarks/bench_build.py
 	$(BIN)/python benchmarks/bench_packed.py

@@ -26,7 +26,8 @@ class UpstreamTokenizer(nn.Module):
     def codes(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Tokens (B, n) int64 to their code map (B, Z, h, w)."""
         found: Tensor = F.embedding(tokens, self.tensors["quantize.embedding.weight"]).transpose(1, 2)
-        return found.unflatten(2, grid)
+        codes: Tensor = found.unflatten(2, grid)
+        return codes
 
     def next_input(self, step: Step, codes: Tensor, code_sum: Tensor, size: Grid) -> tuple[Tensor, Tensor | None]:
         """The code sum (B, Z, Sh, Sw), which is overwritten, and the next map (B, Z, h, w), None after the last."""

@@ -45,6 +45,9 @@ METHODS: dict[str, FastVAR] = {
     "last 50 %, caches one scale earlier": FastVAR({-1: 0.5}, -3),
     "last 50 %, from layer 1": FastVAR({-1: 0.5}, -2, (1, -1)),
     "last two 25, 50 %": FastVAR({-2: 0.25, -1: 0.5}, -3),
+    "last two 40, 50 %": FastVAR({-2: 0.4, -1: 0.5}, -3),
+    "last two 40, 60 %": FastVAR({-2: 0.4, -1: 0.6}, -3),
+    "last two 60, 75 %": FastVAR({-2: 0.6, -1: 0.75}, -3),
     "last two 50, 75 %": FastVAR({-2: 0.5, -1: 0.75}, -3),
     "last three 25, 50, 75 %": FastVAR({-3: 0.25, -2: 0.5, -1: 0.75}, -4),
 }

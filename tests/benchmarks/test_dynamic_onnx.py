@@ -10,7 +10,9 @@ for needed in ("torch", "onnx", "onnxruntime"):
     pytest.importorskip(needed)
 
 import numpy as np  # noqa: E402
-from dynamic_onnx import DynamicSide, drawn, export_dynamic  # noqa: E402
+from dynamic_onnx import export_dynamic  # noqa: E402
+from dynamic_session import drawn  # noqa: E402
+from suite_faces import DynamicSide  # noqa: E402
 from support.drawn import drawn_eager, full_plan  # noqa: E402
 from upstream_var import UpstreamVAR  # noqa: E402
 

@@ -115,7 +115,7 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
         )
 
     module = _Together([Piece("", nn.Identity(), (arguments[0],), ("",)), *pieces]).eval()
-    with _signals_later(), _quiet():
+    with _signals_later(), quiet():
         program = torch.onnx.export(
             module,
             examples,
@@ -233,7 +233,7 @@ def _named(piece: Piece, part: onnx.GraphProto, given: dict[str, str], weights: 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter's notes on its own progress and on packages that are not needed stay out of ours."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -1,0 +1,34 @@
+"""The demo model's accuracy at the shares that the suite prunes by: measured by examples/evaluate_demo.py, or found."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from suite_subjects import Subject
+
+EVALUATE = Path(__file__).parents[1] / "examples" / "evaluate_demo.py"
+FILE = "demo_quality.json"
+
+
+def accuracy(subjects: Sequence[Subject], pictures: int, folder: Path, out: Path, threads: int) -> None:
+    """Judges so many pictures of every variant that the subjects name, in full and pruned, from the same seeds."""
+    names = dict.fromkeys(v.accuracy for s in subjects for v in s.variants if v.accuracy)
+    words = [word for name in names for word in ("--variant", name)]
+    settings = ["--pictures", str(pictures), "--threads", str(threads)]
+    command = [sys.executable, str(EVALUATE), "--work", str(folder / "accuracy"), "--out", str(out / "accuracy")]
+    subprocess.run([*command, *settings, *words], check=True)
+
+
+def accuracies(machine: Path) -> dict[str, dict[str, Any]]:
+    """What is known of every variant: by this machine's own run, else by the project's."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in (machine.parent / FILE, machine / "accuracy" / FILE):
+        if path.exists():
+            rows = json.loads(path.read_text(encoding="utf-8"))["variants"]
+            found.update({row["variant"]: row for row in rows})
+    return found
