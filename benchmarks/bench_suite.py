@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,9 @@ def main() -> None:
             report = json.loads(
                 (out / f"{subject.name}{'-quick' if options.quick else ''}.json").read_text(encoding="utf-8")
             )
-            Console().print(*map(shown, bars(report)), sep="\n")
+            Console().print(*map(shown, bars(report)), sep="\n", soft_wrap=True)
+            if options.folder is None:
+                shutil.rmtree(Path(at) / subject.name)  # the next one needs the disk
         if options.accuracy:
             accuracy(subjects, options.accuracy, Path(at), out, options.threads)
     write_page(options.out)

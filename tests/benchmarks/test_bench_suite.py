@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import bench_suite as bench  # noqa: E402
 import numpy as np  # noqa: E402
 import suite_measure  # noqa: E402
 from suite_bars import bars  # noqa: E402
-from suite_clock import Clocked  # noqa: E402
+from suite_clock import Spent, Timed  # noqa: E402
 from suite_ground import Ground, available  # noqa: E402
 from suite_machine import machine_name  # noqa: E402
 from suite_page import page, write_page  # noqa: E402
@@ -58,10 +60,16 @@ NAMES = [str(each) for each in TINY.contenders[:-1]]
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that keeps checkpoint and bundles."""
+    return tmp_path_factory.mktemp("suite")
+
+
+@pytest.fixture(scope="module")
+def measured(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Everything of the tiny subject but processes: the folder of results, and what was written there."""
-    folder, out = tmp_path_factory.mktemp("suite"), tmp_path_factory.mktemp("page") / "results"
-    path = bench.bench(TINY, suite_measure.Settings(threads=1, processes=False), folder, out / "a-machine")
+    out = tmp_path_factory.mktemp("page") / "results"
+    path = bench.bench(TINY, suite_measure.Settings(threads=1, processes=False), made, out / "a-machine")
     assert [each.name for each in path.parent.iterdir()] == ["d16.json"]
     return out, json.loads(path.read_text(encoding="utf-8"))
 
@@ -124,14 +132,13 @@ def test_a_full_run_supersedes_a_quick_one(measured: tuple[Path, dict[str, Any]]
     assert "(quick)" not in page(tmp_path)
 
 
-def test_what_is_there_is_not_made_again(measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_what_is_there_is_not_made_again(made: Path, measured: tuple[Path, dict[str, Any]]) -> None:
     """And a process of its own for one side has what it needs, and no PyTorch where that needs none."""
-    ground = Ground(TINY, tmp_path, 1, lambda what: None)
+    ground = Ground(TINY, made / TINY.name, 1, lambda what: None)
     ours, by_hand = Contender(OURS, FULL), Contender(DYNAMIC, FULL)
+    changed = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     places = {each: ground.place(each) for each in (ours, by_hand, Contender(UPSTREAM, FULL))}
-    changed = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert {each: ground.place(each) for each in places} == places
-    assert changed == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert changed == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     plan, opener = ground.plan(ours), ground.opener()
     for each, place in places.items():
         task = suite_measure.suite_sides.task_of(each, plan, place, opener, suite_measure.asked(plan, 0))
@@ -165,11 +172,24 @@ def test_rounds_begin_with_another_contender_each_time() -> None:
     assert all(one.summary(4)["transformer"]["median"] == 1.0 for one in seen.values())
 
 
-def test_the_clock_counts_the_asking_thread_alone(tiny_bundle: Path) -> None:
-    spent = Clocked(1).spent
+def test_the_clock_counts_the_asking_thread_alone() -> None:
+    class Work:
+        def execute(self) -> None:
+            time.sleep(0.002)
+
+    spent = Spent()
+    graphs, noise = Timed(Work(), spent, "graphs"), Timed(Work(), spent, "noise")
     spent.start()
-    assert (spent.graphs, spent.noise) == (0.0, 0.0)
-    assert spent.thread != 0
+    graphs.execute()
+    ahead = threading.Thread(target=noise.execute)
+    ahead.start()
+    ahead.join()
+    assert spent.graphs >= 0.002
+    assert spent.noise == 0.0
+    noise.execute()
+    assert spent.noise >= 0.002
+    spent.start()
+    assert spent.graphs == 0.0
 
 
 def test_subjects_hold_together() -> None:
