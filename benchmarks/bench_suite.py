@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
         help="fewer subjects, contenders and rounds, no batches; kept as NAME-quick.json, which a full run supersedes",
     )
     made.add_argument(
-        "--runs", type=int, help="rounds that count, of every contender; default 15, for d36-512 7, with --quick 5"
+        "--runs", type=int, help="rounds that count, of every contender; default 15, for d36-512 7, with --quick 3"
     )
     made.add_argument("--threads", type=int, default=2, help="of every side, for one pass; default 2")
     made.add_argument(

@@ -28,6 +28,7 @@ from nextscale.compare.plain import plain
 from nextscale.compare.sides import Ask, Run, Side
 from nextscale.plan.types import Plan
 
+QUICK_RUNS = 3
 Sides = dict[Contender, Side]
 Tell = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -44,7 +45,7 @@ class Settings:
 
     def rounds(self, subject: Subject) -> int:
         """Rounds that count."""
-        return self.runs or (5 if self.quick else subject.runs)
+        return self.runs or (QUICK_RUNS if self.quick else subject.runs)
 
     def pictures(self, subject: Subject) -> int:
         """Pictures of ours, those of the rounds among them."""

@@ -112,14 +112,23 @@ def shown(row: Row) -> str:
 
 
 def totals(report: Row) -> tuple[list[str], list[list[str]]]:
-    """One line for each contender."""
+    """One line for each contender; speed and the share of the roofline are those of the transformer part."""
     seen, base = report["seen"], Contender(UPSTREAM, FULL)
-    titles = ["contender", "picture, s", "transformer, s", "decoder, s", "p50, p99, s", "times upstream's", "opens, s"]
+    titles = [
+        "contender",
+        "picture, s",
+        "transformer, s",
+        "decoder, s",
+        "p50, p99, s",
+        "times upstream's",
+        "of the roofline",
+    ]
     rows = []
     for i, name in enumerate(seen, 1):
         one, latency = seen[name], seen[name]["latency"]
         alone = report["processes"].get(name)
         apart = [f"{alone['open']:.2f}", f"{alone['first']:.2f}", f"{alone['pss'] / 1e9:.2f}"] if alone else [""] * 3
+        line = report["roofline"].get(report["contenders"][i - 1]["variant"])
         ratio = median(seen, base, "transformer") / one["transformer"]["median"] if str(base) in seen else None
         rows.append(
             [
@@ -129,10 +138,11 @@ def totals(report: Row) -> tuple[list[str], list[list[str]]]:
                 f"{one['graphs']['decode']['median']:.3g}",
                 f"{latency['p50']:.3g}, {latency['p99']:.3g} ({latency['pictures']})",
                 "" if ratio is None else f"{ratio:.2f}",
+                "" if line is None else f"{100 * line['total'] / one['transformer']['median']:.0f} %",
                 *apart,
             ]
         )
-    return [*titles, "first picture, s", "peak GB"], rows
+    return [*titles, "opens, s", "first picture, s", "peak GB"], rows
 
 
 def spread(found: Row) -> str:
