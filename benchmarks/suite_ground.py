@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Ground:
 
     def bundle(self, variant: Variant) -> Path:
         """A variant's bundle, exported and packed for this processor."""
-        out = self.folder / "".join(c if c.isalnum() else "-" for c in variant.name)
+        out = self.folder / re.sub(r"[^a-z0-9]+", "-", variant.name).strip("-")
         if not out.exists():
             self.say(f"exporting {variant.name}")
             start, shared = time.perf_counter(), bool(self.traced)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+import evaluate_demo
+from suite_accuracy import accuracies
 from suite_bars import FASTER, bars
 from suite_page import (
     page,
@@ -86,6 +89,23 @@ def test_bars_name_contenders_that_there_are() -> None:
     subjects = {subject.name: subject for subject in SUBJECTS}
     for bar in FASTER:
         assert {bar.mine, bar.theirs} <= set(subjects[bar.subject].contenders)
+
+
+def test_a_machine_s_own_accuracy_comes_before_the_project_s(tmp_path: Path) -> None:
+    machine = tmp_path / "machine"
+    (machine / "accuracy").mkdir(parents=True)
+    for place, rows in ((tmp_path, {"fastvar": 1, "last 40 %": 2}), (machine / "accuracy", {"fastvar": 3})):
+        variants = [{"variant": name, "pictures": count} for name, count in rows.items()]
+        (place / "demo_quality.json").write_text(json.dumps({"variants": variants}), encoding="utf-8")
+    assert {name: row["pictures"] for name, row in accuracies(machine).items()} == {"fastvar": 3, "last 40 %": 2}
+
+
+def test_every_pruned_variant_names_the_demo_s() -> None:
+    variants = [variant for subject in SUBJECTS for variant in subject.variants if variant.methods]
+    assert {variant.accuracy for variant in variants} <= set(evaluate_demo.VARIANTS)
+    for variant in variants:
+        if variant.accuracy in evaluate_demo.METHODS:
+            assert variant.methods == (evaluate_demo.METHODS[variant.accuracy],)
 
 
 def test_the_page_is_what_the_results_say() -> None:
