@@ -210,7 +210,10 @@ def machine_rates(report: Row) -> str:
         said += f" Exports and packing (checks: {next(iter(made.values()))['check']}): {'; '.join(took)}."
     if report["parity"]:
         apart = ", ".join(f"{name} {error:.1e}" for name, error in report["parity"].items())
-        said += f" Logits under the same tokens are from our eager model's, in units of max(1, std): {apart}."
+        said += (
+            " Logits under the same tokens, from those of our eager model (of ours, where a run leaves that out), in "
+            f"units of max(1, std): {apart}."
+        )
     return said
 
 

@@ -13,11 +13,7 @@ pytest.importorskip("torch")
 import evaluate_demo
 from suite_accuracy import accuracies
 from suite_bars import FASTER, bars
-from suite_page import (
-    page,
-    read,
-    reports,
-)
+from suite_page import page, read, reports
 from suite_plot import plot
 from suite_subjects import SUBJECTS
 
