@@ -21,7 +21,6 @@ from suite_sides import open_side
 from suite_subjects import COMPILED, EAGER, FULL, OURS, Contender, Subject
 from watching import watched
 
-from nextscale.compare.collect import PAUSE
 from nextscale.compare.latency import times
 from nextscale.compare.machine import OtherWork, this_machine
 from nextscale.compare.plain import plain
@@ -29,6 +28,7 @@ from nextscale.compare.sides import Ask, Run, Side
 from nextscale.plan.types import Plan
 
 QUICK_RUNS = 3
+LOOK, AT_REST, PATIENCE = 0.02, 0.002, 1.0  # seconds: between looks, of work in one that counts as none, at most
 Sides = dict[Contender, Side]
 Tell = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -187,7 +187,7 @@ def by_turns(sides: Sides, ask: Ask, rounds: int, what: str, tell: Tell) -> dict
         tell(what, turn, rounds)
         at = turn % len(names)
         for each in (*names[at:], *names[:at]):
-            time.sleep(PAUSE)  # threads of the side before may still be spinning for work
+            at_rest()
             side, one = sides[each], seen[each]
             run = side.run(replace(ask, seed=ask.seed + turn))
             one.runs.append(replace(run, tokens=(), pictures=run.pictures[:0]))
@@ -195,6 +195,16 @@ def by_turns(sides: Sides, ask: Ask, rounds: int, what: str, tell: Tell) -> dict
                 one.own.append(run.total - side.spent.graphs - side.spent.noise)
                 one.noise.append(side.spent.noise)
     return seen
+
+
+def at_rest() -> None:
+    """Waits until no thread of this process works: ONNX Runtime's default ones spin a tenth of a second for more."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        before = time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - before < AT_REST:
+            return
 
 
 def throughput(

@@ -172,6 +172,20 @@ def test_rounds_begin_with_another_contender_each_time() -> None:
     assert all(one.summary(4)["transformer"]["median"] == 1.0 for one in seen.values())
 
 
+def test_a_turn_begins_when_the_one_before_has_come_to_rest() -> None:
+    working = threading.Event()
+
+    def spin() -> None:
+        end = time.process_time() + 0.1  # of work, however long that takes
+        while time.process_time() < end:
+            pass
+        working.set()
+
+    threading.Thread(target=spin).start()
+    suite_measure.at_rest()
+    assert working.is_set()
+
+
 def test_the_clock_counts_the_asking_thread_alone() -> None:
     class Work:
         def execute(self) -> None:
