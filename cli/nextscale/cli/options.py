@@ -19,6 +19,7 @@ class Precision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    int8 = "int8"
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `nextscale recipes` lists them.")]

@@ -25,6 +25,7 @@ from nextscale.export.components import compute_in
 from nextscale.export.eager import Eager
 from nextscale.export.graphs import DTYPES, GraphBuilder, Traced
 from nextscale.export.hidden import hidden_folder
+from nextscale.export.int8 import compute_in_integers
 from nextscale.export.lazy import Entry
 from nextscale.export.models.contract import TokenizerModel, Transformer
 from nextscale.export.names import weights_of
@@ -34,7 +35,7 @@ from nextscale.export.state_dict import file_digest, fitting
 from nextscale.export.text import LoadedText, write_tokenizer
 from nextscale.export.text_graph import text_graph, text_tensors
 from nextscale.export.text_verify import verify_text
-from nextscale.export.twin import same_but_for_rounding
+from nextscale.export.twin import same_but_for_rounding, weights_within_a_step
 from nextscale.export.verify import HERE, TOLERANCES, check_signatures, verify
 from nextscale.export.weights import weight_table, write_weights
 from nextscale.plan.errors import EnvironmentProblem, InputError
@@ -54,7 +55,7 @@ CHECKS = ("numbers", "signatures")
 
 @dataclass(frozen=True)
 class Options:
-    """What an export is, but for its weights; ``precision`` is fp32, fp16 or bf16.
+    """What an export is, but for its weights; ``precision`` is fp32, fp16, bf16 or int8.
 
     ``check`` is ``numbers`` (every graph against the eager model) or ``signatures``: that every graph takes, gives and
     reads what it should, for models that are too large to be run here. ``text`` is the text encoder that goes along.
@@ -93,7 +94,7 @@ def export_bundle(
 def _verified(
     checkpoint: Checkpoint, options: Options, folder: Path, progress: Progress, traced: Traced
 ) -> tuple[Verified, ...]:
-    """The checks of a folder whose graphs and weights are written; half precision has a float32 twin for it."""
+    """The checks of a folder whose graphs and weights are written; all but float32 has a float32 twin for it."""
     plan, precision = options.plan, options.precision
     if options.check == "signatures":
         return check_signatures(folder, derive_graphs(plan, precision, options.text is not None))
@@ -106,7 +107,7 @@ def _verified(
             verified = verify(twin, eager, "fp32", _stage(progress, "verify"), f"float32 twin on {HERE}")
             if options.text is not None:
                 verified += (verify_text(twin / "text.onnx", options.text),)
-            same_but_for_rounding(folder, twin)
+            (weights_within_a_step if precision == "int8" else same_but_for_rounding)(folder, twin)
     if precision in TOLERANCES:
         how = f"float32 twin, then {HERE}" if verified else HERE
         found = verify(folder, prepared(checkpoint, plan, precision), precision, _stage(progress, "verify"), how)
@@ -203,6 +204,8 @@ def prepared(checkpoint: Checkpoint, plan: Plan, precision: str) -> Eager:
     """
     var, vae = _sharing(checkpoint.var).fold(), _sharing(checkpoint.vae).fold()
     compute_in(var, vae, DTYPES[precision])
+    if precision == "int8":
+        compute_in_integers(var)
     return Eager(plan, var, vae)
 
 

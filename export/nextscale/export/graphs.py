@@ -11,6 +11,7 @@ import torch
 from nextscale.export.components import Begin, BlockStep, Decode, Embed, Finish, compute_in
 from nextscale.export.compose import Composer
 from nextscale.export.families import tokenizer_model, transformer
+from nextscale.export.int8 import in_integers, integer_layers
 from nextscale.export.models.resize import resizes_of
 from nextscale.export.names import bundle_names
 from nextscale.export.trace import Argument, Component, Piece, trace, without_weights
@@ -19,7 +20,8 @@ from nextscale.plan.types import Layer, Plan, Step, SubLayer
 from nextscale.runtime.manifest import ROWS, Graph
 from nextscale.runtime.signatures import cache_buffer, derive_graphs, tape_buffer
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# What an eager model is cast to; of int8 only products are not float32, and they become integers once all is traced.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
 TORCH_DTYPES = {"float32": torch.float32, "int32": torch.int32}
 ROTATION = ("rotation.cos", "rotation.sin")
 PIECES_PER_TRACE = 8  # enough to share a trace's fixed cost, few enough for a progress bar that moves
@@ -58,11 +60,12 @@ class GraphBuilder:
         self.traced: Traced = {} if traced is None else traced
         self.pieces: dict[Hashable, Piece] = {}
         # What every piece depends on beside its own shape.
-        self.base = (plan.model(), plan.tokenizer, plan.schedule, self.rows, precision)
+        self.base = (plan.model(), plan.tokenizer, plan.schedule, self.rows, self.dtype)
         with without_weights() as self.mode:
             self.var = transformer(plan.model(), plan.schedule).fold()
             self.vae = tokenizer_model(plan.tokenizer, len(plan.schedule), encoder=False).fold()
             compute_in(self.var, self.vae, self.dtype)
+            self.integers = {f"var/{path}.weight" for path in integer_layers(self.var)} if precision == "int8" else set()
             for resize in (self.var.resize, self.vae.quantize.resize):
                 resize.prepare(resizes_of(plan))
         signatures = {g.name: g for g in derive_graphs(plan, precision)}
@@ -87,6 +90,7 @@ class GraphBuilder:
                 block = None if p.layer is None else self.var.layer_path(p.layer)
                 weights = bundle_names(component.weights, block)
                 composer.place(component, self.pieces[p.key].label, p.at, p.names, weights)
+            in_integers(composer, self.integers)
             composers.append(composer)
         return composers
 

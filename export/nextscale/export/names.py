@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from nextscale.export import int8
 from nextscale.export.families import DERIVED
 from nextscale.export.lazy import Lazy
 from nextscale.export.models.contract import Derived
@@ -19,7 +20,7 @@ MATRICES = {
     "bicubic": Derived("one axis of bicubic interpolation, align_corners=False, a=-0.75, (n_out, n_in)"),
     "bilinear": Derived("one axis of bilinear interpolation, align_corners=False, (n_out, n_in)"),
 }
-RULES = {**DERIVED, **MATRICES}
+RULES = {**DERIVED, **int8.RULES, **MATRICES}
 _MATRIX = re.compile(rf"(?:.*\.)?resize\.((?:{'|'.join(RESIZES)})_\d+_\d+)")
 _ROOTS = (("var.", "var/"), ("vae.", "vae/"), ("quantize.", "vae/quantize."))
 
@@ -72,6 +73,9 @@ def weights_of(names: Iterable[str], models: Mapping[str, Parameters]) -> dict[s
 def _weight_of(name: str, models: Mapping[str, Parameters]) -> Lazy:
     root, slash, key = name.partition("/")
     if slash:
+        owner, _, leaf = key.rpartition(".")
+        if leaf in int8.RULES:
+            return int8.weight_part(models[root][f"{owner}.weight"], leaf)
         return models[root][key]
     mode, n_in, n_out = name.rsplit("_", 2)
     return Lazy.of(torch.from_numpy(resize_matrix(mode, int(n_in), int(n_out))))

@@ -17,6 +17,7 @@ import torch
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 from safetensors import safe_open
 
+from nextscale.export import int8
 from nextscale.plan.errors import ParityError
 from nextscale.runtime.manifest import WEIGHTS_FILE
 
@@ -40,6 +41,24 @@ def same_but_for_rounding(folder: Path, twin: Path) -> None:
             if found := _difference(a, b):
                 raise ParityError(f"{path.name} is not its float32 twin with casts: {found}")
     _same_weights(folder / WEIGHTS_FILE, twin / WEIGHTS_FILE)
+
+
+def weights_within_a_step(folder: Path, twin: Path) -> None:
+    """Raises :class:`ParityError` naming a weight of int8's ``folder`` that is not the float32 twin's.
+
+    One in integers times its scales is within half a step of it, with room for the rounding of float32.
+    """
+    with safe_open(folder / WEIGHTS_FILE, "pt") as ours, safe_open(twin / WEIGHTS_FILE, "pt") as theirs:
+        there = set(ours.keys())
+        for name in theirs.keys():  # noqa: SIM118  (a safetensors file is no mapping)
+            weight, whole, scale = theirs.get_tensor(name), int8.part_of(name, int8.INTEGERS), int8.part_of(name, int8.SCALE)
+            if name in there:
+                fits = torch.equal(ours.get_tensor(name), weight)
+            else:
+                step = ours.get_tensor(scale)[:, None] if {whole, scale} <= there else torch.zeros(())
+                fits = {whole, scale} <= there and bool(((ours.get_tensor(whole).t() * step - weight).abs() <= 0.501 * step).all())
+            if not fits:
+                raise ParityError(f"the weight {name} is not the float32 twin's, nor integers within half a step of it")
 
 
 def _same_weights(ours: Path, theirs: Path) -> None:

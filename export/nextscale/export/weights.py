@@ -19,6 +19,7 @@ ONNX_DTYPES = {
     torch.float32: ("float32", TensorProto.FLOAT),
     torch.float16: ("float16", TensorProto.FLOAT16),
     torch.bfloat16: ("bfloat16", TensorProto.BFLOAT16),
+    torch.int8: ("int8", TensorProto.INT8),
 }
 
 

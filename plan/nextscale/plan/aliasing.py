@@ -14,7 +14,7 @@ from nextscale.plan.buffers import Buffer, accesses, buffers
 from nextscale.plan.errors import InputError, PlanError
 from nextscale.plan.types import Plan
 
-PRECISIONS = {"fp32": 4, "fp16": 2, "bf16": 2}
+PRECISIONS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}  # bytes of a number in a buffer; int8 is of products alone
 ALIGNMENT = 256  # bytes; what CUDA's allocator and TensorRT give and ask for
 
 

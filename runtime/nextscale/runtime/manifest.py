@@ -23,7 +23,7 @@ from nextscale.runtime.plans import check_classes, check_plan, read_plan
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32"}  # of tapes and caches
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int8": 1, "uint8": 1, "int64": 8}
 IMAGES, ROWS = "images", "rows"
 

@@ -61,7 +61,7 @@ class OnnxRuntime(Backend):
     """
 
     name = "onnxruntime"
-    precisions = ("fp32", "fp16")  # most of its CPU operators have no bfloat16
+    precisions = ("fp32", "fp16", "int8")  # most of its CPU operators have no bfloat16
 
     def __init__(
         self,
