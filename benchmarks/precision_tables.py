@@ -21,19 +21,21 @@ def tables(report: dict[str, Any]) -> str:
 def graphs_table(report: dict[str, Any]) -> str:
     """One table in Markdown: what ``bench_precision_graphs.py`` found."""
     note = f"{report['settings']['pictures']} pictures a row under forced tokens, against float32 eager PyTorch."
-    rows = ((f"{row['recipe']}, {row['precision']}", row["by"], *_drift(row), _pixels(row)) for row in report["graphs"])
-    return f"{note}\n\n{_table('graphs of|executed by|logit error: RMS|largest|equal tokens|pixels', rows)}\n"
+    rows = (
+        (f"{row['recipe']}, {row['precision']}", row["by"], *drift_cells(row), _pixels(row)) for row in report["graphs"]
+    )
+    return f"{note}\n\n{markdown('graphs of|executed by|logit error: RMS|largest|equal tokens|pixels', rows)}\n"
 
 
 def _losses(rows: Sequence[dict[str, Any]]) -> str:
     head = "recipe, precision|logit error: RMS|largest|equal tokens, forced|equal tokens, free|pixels|accuracy|"
     head += "loss to fp32, 95 % bound"
-    return _table(
+    return markdown(
         head,
         (
             (
                 f"{row['recipe']}, {row['precision']}",
-                *_drift(row),
+                *drift_cells(row),
                 _percent(row["equal_free"]),
                 _pixels(row),
                 f"{_percent(row['accuracy'])} (fp32: {_percent(row['accuracy_fp32'])})",
@@ -49,7 +51,7 @@ def _steps(rows: Sequence[dict[str, Any]]) -> str:
     head = "step|" + "|".join(f"{row['recipe']}, {row['precision']}" for row in rows)
     columns = [[f"{_small(s['rms'])}, {_small(s['largest'])}" for s in row["steps"]] for row in rows]
     names = [str(order) for order in range(len(columns[0]))]
-    return _table(head, zip(names, *columns, strict=True))
+    return markdown(head, zip(names, *columns, strict=True))
 
 
 def _islands(report: dict[str, Any]) -> str:
@@ -61,11 +63,12 @@ def _islands(report: dict[str, Any]) -> str:
     ]
     for what, row in sorted(rows, key=lambda pair: pair[1]["recipe"] != "full"):
         cells = found.setdefault(f"{row['recipe']}: {what}", [])
-        cells += [*_drift(row), _pixels(row)]
-    return _table(head, ((what, *cells) for what, cells in found.items()))
+        cells += [*drift_cells(row), _pixels(row)]
+    return markdown(head, ((what, *cells) for what, cells in found.items()))
 
 
-def _drift(row: dict[str, Any]) -> tuple[str, str, str]:
+def drift_cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    """RMS and largest error of logits, and the share of equal tokens."""
     return _small(row["rms"]), _small(row["largest"]), _percent(row["equal_forced"])
 
 
@@ -81,7 +84,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
+def markdown(head: str, rows: Iterable[tuple[str, ...]]) -> str:
+    """A table; columns of ``head`` are parted by ``|``."""
     lines = (f"| {' | '.join(cells)} |" for cells in rows)
     columns = head.split("|")
     return "\n".join((f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *lines))

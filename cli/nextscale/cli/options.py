@@ -14,12 +14,11 @@ from nextscale.plan.types import Grid
 
 
 class Precision(StrEnum):
-    """What the weights and products of a bundle are."""
+    """Of weights and products, where a plan is costed for GPUs."""
 
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
-    int8 = "int8"
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `nextscale recipes` lists them.")]

@@ -148,7 +148,7 @@ def _interleaved(
 def _parities(spec: Spec, sides: dict[str, Side], ask: Ask, runs: dict[str, Run]) -> list[PictureParity]:
     reference = runs[spec.reference or ""]
     stepwise, whole = forced_runs(sides[spec.name], ask, reference)
-    return picture_parities(spec.plan, ask, reference, runs[spec.name], stepwise, whole)
+    return picture_parities(spec.plan, ask, reference, runs[spec.name], stepwise, whole, spec.precision)
 
 
 def _asked(options: Options, plan: Plan) -> Ask:

@@ -7,7 +7,7 @@ when each samples on its own from the same noise, where every flip changes all l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 from nextscale.compare.sides import Ask, EagerSide, Run, Side
 from nextscale.export.models.sampling import per_draw, sample
 from nextscale.export.models.step import Draw, drawn_from, no_tokens
+from nextscale.export.verify import ROUNDING_SPREADS
 from nextscale.plan.types import Plan, Step
 from nextscale.runtime.noise import SAMPLING, step_uniforms
+
+Size = Callable[[NDArray[np.float32]], NDArray[np.float64]]  # of a difference (B, ...), for each picture
 
 
 @dataclass(frozen=True)
 class PictureStep:
-    """One picture at one step. ``absolute`` is the largest error of its logits, ``spread`` the reference's std.
+    """One picture at one step. ``absolute`` is the error of its logits, ``spread`` the reference's std.
+
+    The error is the largest, of int8 the root mean square (:mod:`nextscale.export.verify` says why).
 
     ``equal_forced`` and ``equal_free`` are shares of equal tokens in [0, 1].
     """
@@ -41,7 +46,7 @@ class PictureStep:
 
 @dataclass(frozen=True)
 class PictureParity:
-    """One picture: every step, and the largest error of its pixels in [0, 1].
+    """One picture: every step, and the error of its pixels in [0, 1], likewise.
 
     ``apart`` is the largest difference between the picture made whole, as users have it, and the one made step by step,
     of which the logits are: one that is not 0 is an error, however small.
@@ -69,18 +74,19 @@ def forced_runs(side: Side, ask: Ask, reference: Run) -> tuple[Run, Run]:
 
 
 def picture_parities(
-    plan: Plan, ask: Ask, reference: Run, free: Run, forced: Run, whole: Run | None = None
+    plan: Plan, ask: Ask, reference: Run, free: Run, forced: Run, whole: Run | None = None, precision: str = "fp32"
 ) -> list[PictureParity]:
     """Every picture of a run; ``reference`` and ``free`` sampled their own tokens, the others had the reference's.
 
     Pixels are those of ``whole``; without it those of ``forced``, which has the logits.
     """
+    size = _size(precision)
     by_step = [
-        _step(plan, step, ask, reference.logits[i], forced.logits[i], reference.tokens[i], free.tokens[i])
+        _step(plan, step, ask, size, reference.logits[i], forced.logits[i], reference.tokens[i], free.tokens[i])
         for i, step in enumerate(plan.steps)
     ]
     made = forced if whole is None else whole
-    pixels = _largest(made.pictures - reference.pictures)
+    pixels = size(made.pictures - reference.pictures)
     apart = _largest(np.nan_to_num(made.pictures, nan=-1.0) - np.nan_to_num(forced.pictures, nan=-1.0))
     return [
         PictureParity(tuple(steps[image] for steps in by_step), float(pixels[image]), apart=float(apart[image]))
@@ -92,12 +98,13 @@ def _step(
     plan: Plan,
     step: Step,
     ask: Ask,
+    size: Size,
     wanted: NDArray[np.float32],
     got: NDArray[np.float32],
     tokens: NDArray[np.int32],
     free: NDArray[np.int32],
 ) -> list[PictureStep]:
-    absolute, drawn = _largest(got - wanted), drawn_tokens(plan, step, ask, got)
+    absolute, drawn = size(got - wanted), drawn_tokens(plan, step, ask, got)
     return [
         PictureStep(
             absolute=float(absolute[image]),
@@ -129,12 +136,27 @@ def drawn_tokens(plan: Plan, step: Step, ask: Ask, logits: NDArray[np.float32]) 
     return made
 
 
-def moved(before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """How far logits are apart, by picture: the worst step's largest difference over max(1, std)."""
+def moved(
+    before: Sequence[NDArray[np.float32]], after: Sequence[NDArray[np.float32]], precision: str = "fp32"
+) -> NDArray[np.float64]:
+    """How far logits are apart, by picture: the worst step's difference over max(1, std)."""
+    size = _size(precision)
     worst = np.zeros(len(before[0]))
     for a, b in zip(before, after, strict=True):
-        worst = np.maximum(worst, _largest(b - a) / np.maximum(1.0, a.reshape(len(a), -1).std(axis=1)))
+        worst = np.maximum(worst, size(b - a) / np.maximum(1.0, a.reshape(len(a), -1).std(axis=1)))
     return worst
+
+
+def _size(precision: str) -> Size:
+    """What counts as the size of an error."""
+    return _mean if precision in ROUNDING_SPREADS else _largest
+
+
+def _mean(difference: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The root mean square of each picture's values; NaN stays NaN."""
+    flat = difference.reshape(len(difference), -1).astype(np.float64)
+    mean: NDArray[np.float64] = np.sqrt(np.square(flat).mean(axis=1))
+    return mean
 
 
 def _largest(difference: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from nextscale.export.models.contract import Transformer
 from nextscale.export.verify import TOLERANCES
 
 # Relative size of a token's disturbance: some dozens of roundings of float32, one of a float16 update.
-DISTURBANCE = {"fp32": 2.0**-18, "fp16": 2.0**-11}
+DISTURBANCE = {"fp32": 2.0**-18, "fp16": 2.0**-11, "int8": 2.0**-18}
 TRIALS = 8  # two tied tokens change places in about half of them
 
 
@@ -48,7 +48,7 @@ def eager_moves(side: EagerSide, ask: Ask, reference: Run, precision: str, enoug
     for trial in range(TRIALS):
         with disturbed(side.eager.var, DISTURBANCE[precision], trial):
             run = side.run(forced, logits=True)
-        worst = np.maximum(worst, moved(reference.logits, run.logits))
+        worst = np.maximum(worst, moved(reference.logits, run.logits, precision))
         if (worst > enough).all():
             break
     return worst

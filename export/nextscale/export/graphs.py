@@ -65,7 +65,8 @@ class GraphBuilder:
             self.var = transformer(plan.model(), plan.schedule).fold()
             self.vae = tokenizer_model(plan.tokenizer, len(plan.schedule), encoder=False).fold()
             compute_in(self.var, self.vae, self.dtype)
-            self.integers = {f"var/{path}.weight" for path in integer_layers(self.var)} if precision == "int8" else set()
+            layers = integer_layers(self.var) if precision == "int8" else ()
+            self.integers = {f"var/{path}.weight" for path in layers}
             for resize in (self.var.resize, self.vae.quantize.resize):
                 resize.prepare(resizes_of(plan))
         signatures = {g.name: g for g in derive_graphs(plan, precision)}

@@ -7,7 +7,7 @@ top-k of pruning, tapes, restore caches, sampling. The eager model of the same a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from nextscale.plan.errors import InputError
 
 PRECISION = "int8"
 # Of a block, by the end of their names. What each alone costs the demo model (RMS error of forced logits, in standard
-# deviations; docs/precision.md): qkv 0.008, proj 0.021, fc1 0.043, fc2 0.056, which are nearly all of a step's products;
+# deviations; docs/precision.md): qkv 0.008, proj 0.021, fc1 0.043, fc2 0.056, which are nearly all products of a step;
 # adaLN 0.006, which is a third of VAR's weights and is read once a picture. Float32 stay the head (0.019 for 2 % of the
 # products) and word_embed (0.013, and its rows are too short for integers to be any faster).
 LAYERS = ("mat_qkv", "qkv_proj", "mat_q", "proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj", "ada_lin.1")
@@ -39,13 +39,17 @@ _CONSTANTS = {
 }
 
 
-def integer_layers(var: Transformer) -> dict[str, nn.Linear]:
-    """The layers that compute in integers, by their path; raises :class:`InputError` where there is none."""
+def integer_layers(var: Transformer, names: Sequence[str] = LAYERS) -> dict[str, nn.Linear]:
+    """The layers of blocks that compute in integers, by their path; raises :class:`InputError` where there is none.
+
+    ``names`` are the ends of their names.
+    """
+    ends = tuple(f".{name}" for name in names)
     found = {
         f"{var.layer_path(index)}.{path}": module
         for index in range(var.model.depth)
         for path, module in var.layer(index).named_modules()
-        if isinstance(module, nn.Linear) and f".{path}".endswith(tuple(f".{name}" for name in LAYERS))
+        if isinstance(module, nn.Linear) and f".{path}".endswith(ends)
     }
     if not found:
         raise InputError(
@@ -54,9 +58,9 @@ def integer_layers(var: Transformer) -> dict[str, nn.Linear]:
     return found
 
 
-def compute_in_integers(var: Transformer) -> None:
-    """Makes an eager model compute as its int8 graphs do."""
-    for layer in integer_layers(var).values():
+def compute_in_integers(var: Transformer, names: Sequence[str] = LAYERS) -> None:
+    """Makes an eager model compute as its int8 graphs do; those of its layers alone whose names end so."""
+    for layer in integer_layers(var, names).values():
         layer.weight = IntegerWeight.of(layer.weight)
 
 

@@ -51,12 +51,15 @@ def weights_within_a_step(folder: Path, twin: Path) -> None:
     with safe_open(folder / WEIGHTS_FILE, "pt") as ours, safe_open(twin / WEIGHTS_FILE, "pt") as theirs:
         there = set(ours.keys())
         for name in theirs.keys():  # noqa: SIM118  (a safetensors file is no mapping)
-            weight, whole, scale = theirs.get_tensor(name), int8.part_of(name, int8.INTEGERS), int8.part_of(name, int8.SCALE)
+            weight, parts = theirs.get_tensor(name), [int8.part_of(name, part) for part in (int8.INTEGERS, int8.SCALE)]
             if name in there:
                 fits = torch.equal(ours.get_tensor(name), weight)
+            elif there.issuperset(parts):
+                whole, scale = (ours.get_tensor(part) for part in parts)
+                step = scale[:, None]
+                fits = bool(((whole.t() * step - weight).abs() <= 0.501 * step).all())
             else:
-                step = ours.get_tensor(scale)[:, None] if {whole, scale} <= there else torch.zeros(())
-                fits = {whole, scale} <= there and bool(((ours.get_tensor(whole).t() * step - weight).abs() <= 0.501 * step).all())
+                fits = False
             if not fits:
                 raise ParityError(f"the weight {name} is not the float32 twin's, nor integers within half a step of it")
 

@@ -23,6 +23,7 @@ from nextscale.plan.sizes import (
     diffusion_parameters,
     embedding_parameters,
     head_parameters,
+    integer_parameters,
     model_parameters,
     quantizer_parameters,
     sub_layer_parameters,
@@ -98,7 +99,8 @@ def memory(plan: Plan, images: int = 1, precision: str = "fp16") -> dict[str, in
     weights = sum(model_parameters(model, plan.schedule) for _, model in plan.models)
     weights += tokenizer_parameters(plan.tokenizer, plan.code_grid)
     used = lifetimes(plan)
-    causes = {"weights": weights * item}
+    saved = (item - 1) * sum(integer_parameters(model) for _, model in plan.models) if precision == "int8" else 0
+    causes = {"weights": weights * item - saved}
     for buffer in buffers(plan):
         if buffer.name in used:
             causes[buffer.cause] = causes.get(buffer.cause, 0) + buffer_bytes(buffer, images, precision)
@@ -135,6 +137,7 @@ def _step_cost(plan: Plan, step: Step, images: int, precision: str) -> GraphCost
     for layer in step.layers:
         for sub in layer.sub_layers:
             _add_sub_layer(plan, step, layer, sub, rows, item, flops, moved)
+            moved["weights"] += (1 if precision == "int8" else item) * sub_layer_parameters(model, sub.name)
         for write in layer.writes:
             moved["tapes"] += 2 * item * rows * write.length * _tape_width(plan, write.tape, model)
     if step.order:  # the first step's tokens come from begin
@@ -177,8 +180,6 @@ def _add_sub_layer(
     """One sub-layer of one block, over all ``rows`` batch rows."""
     model, n = plan.model(step.weight_set), step.tokens_in
     m, c, f = n if sub.kept is None else sub.kept, model.width, model.ffn_width
-    parameters = sub_layer_parameters(model, sub.name)
-    moved["weights"] += item * parameters
     moved["activations"] += 2 * 4 * rows * n * c  # the residual stream, read and written
     if sub.name == "ffn":
         hidden = 2 * f if model.gated_ffn else f

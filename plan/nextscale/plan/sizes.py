@@ -35,6 +35,14 @@ def block_parameters(model: Model) -> int:
     return sum(sub_layer_parameters(model, name) for name in model.sub_layers) + (0 if model.adaln else model.width)
 
 
+def integer_parameters(model: Model) -> int:
+    """Weights of an int8 bundle that are integers of a byte: the matrices of blocks, and of each block's adaLN."""
+    c, f = model.width, model.ffn_width
+    matrices = {"attn": 4 * c * c, "sa": 4 * c * c, "ca": 2 * c * c, "ffn": (3 if model.gated_ffn else 2) * c * f}
+    adaln = 6 * c * c if model.adaln and not model.shared_adaln else 0
+    return model.depth * (sum(matrices[name] for name in model.sub_layers) + adaln)
+
+
 def begin_parameters(model: Model) -> int:
     """Weights that only ``begin`` reads: class table or text's projections, start position, every adaLN projection."""
     c = model.width

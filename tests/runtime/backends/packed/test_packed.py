@@ -206,7 +206,7 @@ def test_one_that_fits_is_taken_wherever_it_lies(
 def test_half_precision_is_not_packed(own_packed: Path) -> None:
     opened = open_bundle(own_packed, verify="size")
     half = replace(opened, manifest=replace(opened.manifest, precision="fp16"))
-    with pytest.raises(InputError, match="is in fp16, and only float32 weights are packed"):
+    with pytest.raises(InputError, match="is in fp16, and only weights in fp32 or int8 are packed"):
         building.build_packed(half, own_packed.parent / "elsewhere", lambda *told: None)
 
 

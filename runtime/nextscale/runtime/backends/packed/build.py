@@ -25,6 +25,7 @@ from nextscale.runtime.targets.publish import check_place, clear, hidden_folder,
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 # Measured: the packed file against the weights, and what packing takes (VAR-d16 and Infinity 125M, two cores).
 SIZE, SECONDS_PER_GB, SECONDS_PER_GRAPH = 2.1, 12.0, 2.0
+PACKED = ("fp32", "int8")
 PROBE = 2**24  # bytes
 TEMPORARY = 1.0  # the file of one graph, beside the common one, as a share of the latter
 
@@ -149,10 +150,10 @@ def _file(path: Path) -> tuple[str, int]:
 
 def _check(bundle: Bundle) -> None:
     """The bundle can be packed, and is whole."""
-    if bundle.manifest.precision != "fp32":
+    if bundle.manifest.precision not in PACKED:
         raise InputError(
-            f"{bundle.folder} is in {bundle.manifest.precision}, and only float32 weights are packed: a CPU computes "
-            "half precision in float32, through copies; export the bundle in fp32"
+            f"{bundle.folder} is in {bundle.manifest.precision}, and only weights in {' or '.join(PACKED)} are packed: "
+            "a CPU computes half precision in float32, through copies; export the bundle again"
         )
     for file in [*(graph.file for graph in bundle.manifest.graphs), WEIGHTS_FILE]:
         check_file(bundle.folder, file, bundle.manifest.files[file])

@@ -1,0 +1,194 @@
+"""What int8 costs and gains on a CPU: the demo model's accuracy and drift, its weights, and the time of steps.
+
+    python benchmarks/bench_int8.py                               # a quarter of an hour on two cores
+    python benchmarks/bench_int8.py --pair engines/d16 engines/d16-int8   # and the steps of these, float32 first
+
+- pictures: the demo recipes in float32 and int8 by the runtime, the same seeds by turns, judged by examples/judge.py;
+- drift: every step gets the float32 eager model's tokens as its past, and is compared by its logits and its own draws:
+  the int8 graphs, and eager PyTorch with one kind of layer alone in integers;
+- pair: every graph's time in both bundles, by turns in one process, on packed targets where both have one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from bench_precision import REPOSITORY, RESULTS, Variant, draws, model_of, request_of, run_forced
+from bench_precision_graphs import measure
+from int8_tables import tables
+from precision_tallies import Errors, Forced
+
+from nextscale.compare.latency import times
+from nextscale.compare.machine import OtherWork, this_machine
+from nextscale.compare.plain import plain
+from nextscale.export.bundle import Options, export_bundle
+from nextscale.export.checkpoint import Checkpoint, load_checkpoint
+from nextscale.export.graphs import Traced
+from nextscale.export.int8 import LAYERS, compute_in_integers, integer_layers
+from nextscale.export.models.integers import IntegerWeight
+from nextscale.plan.recipes import RECIPES
+from nextscale.runtime import Pipeline
+from nextscale.runtime.backends.onnxruntime import OnnxRuntime
+from nextscale.runtime.bundle import open_bundle
+from nextscale.runtime.manifest import WEIGHTS_FILE, Recipe
+
+from judge import Judge, bootstrap_mean, load_judge, upper_bound, verdicts  # isort: skip  (found by bench_precision)
+
+Places = dict[tuple[str, str], Path]  # by recipe and precision
+SEED = 60_000
+RECIPE_OF = {"full": "demo", "fastvar": "demo-fastvar"}
+OUTSIDE = ("head", "word_embed")  # of the blocks, so float32 in every bundle: measured to say what they would cost
+
+
+def bundles(checkpoint: Checkpoint, folder: Path) -> Places:
+    """The demo recipes in both precisions, exported where they are not in ``folder`` yet."""
+    traced, found = Traced(), {}
+    for what, recipe in RECIPE_OF.items():
+        for precision in ("fp32", "int8"):
+            out = folder / f"{recipe}-{precision}"
+            if not out.exists():
+                plan = model_of(checkpoint, Variant(what, "fp32")).plan
+                export_bundle(checkpoint, Options(plan, Recipe(recipe, 1), precision), out, lambda *told: None, traced)
+            found[what, precision] = out
+    return found
+
+
+def judged(places: Places, judge: Judge, count: int, batch: int, threads: int) -> list[dict[str, Any]]:
+    """Pictures 0 to ``count`` of every bundle, by turns batch by batch: accuracy, and what int8 loses of float32's."""
+    pipelines = {key: Pipeline.open(place, batch_sizes=[batch], threads=threads) for key, place in places.items()}
+    right: dict[tuple[str, str], list[Any]] = {key: [] for key in places}
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in places}
+    for first in range(0, count, batch):
+        labels = [i % pipelines["full", "fp32"].manifest.plan.model().classes for i in range(first, first + batch)]
+        for key, pipeline in pipelines.items():
+            result = pipeline.generate(labels, seed=SEED, first_image=first)
+            right[key].append(verdicts(judge, np.asarray(result.images))[0] == np.array(labels))
+            seconds[key].append(result.seconds)
+        print(f"{first + batch} of {count} pictures", flush=True) if first % (25 * batch) == 0 else None
+    rows = []
+    for what in RECIPE_OF:
+        exact, whole = (np.concatenate(right[what, precision]).astype(float) for precision in ("fp32", "int8"))
+        loss = bootstrap_mean(exact - whole)
+        rows.append(
+            {
+                "recipe": what,
+                "pictures": len(exact),
+                "accuracy": float(whole.mean()),
+                "accuracy_fp32": float(exact.mean()),
+                "loss": float((exact - whole).mean()),
+                "loss_upper_bound": upper_bound(loss),
+                "seconds": asdict(times(seconds[what, "int8"])),
+                "seconds_fp32": asdict(times(seconds[what, "fp32"])),
+                "weights": open_bundle(places[what, "int8"]).manifest.files[WEIGHTS_FILE].size,
+                "weights_fp32": open_bundle(places[what, "fp32"]).manifest.files[WEIGHTS_FILE].size,
+            }
+        )
+    return rows
+
+
+def graphs_drift(
+    places: Places, checkpoint: Checkpoint, pictures: int, batch: int, threads: int
+) -> list[dict[str, Any]]:
+    """The int8 graphs against float32 eager PyTorch, under its tokens."""
+    rows = []
+    for what in RECIPE_OF:
+        with Pipeline.open(places[what, "int8"], batch_sizes=[batch], threads=threads) as pipeline:
+            found = measure(pipeline, model_of(checkpoint, Variant(what, "fp32")), pictures, batch)
+        rows.append({"recipe": what} | found)
+    return rows
+
+
+def layers_drift(checkpoint: Checkpoint, pictures: int, batch: int) -> list[dict[str, Any]]:
+    """One kind of layer alone in integers, then all that a bundle has, in eager PyTorch; the full recipe."""
+    exact = model_of(checkpoint, Variant("full", "fp32"))
+    there = {name for name in LAYERS if any(path.endswith(f".{name}") for path in integer_layers(exact.var))}
+    models = {}
+    for what in (*sorted(there), *OUTSIDE, "all of an int8 bundle"):
+        models[what] = model_of(checkpoint, Variant("full", "fp32"))
+        if what in OUTSIDE:
+            layer = models[what].var.get_submodule(what)
+            layer.weight = IntegerWeight.of(layer.weight)
+        else:
+            compute_in_integers(models[what].var, (what,) if what in there else LAYERS)
+    steps = len(exact.plan.steps)
+    drift = {what: Forced([Errors() for _ in range(steps)], draws(steps)) for what in models}
+    for number in range(math.ceil(pictures / batch)):
+        request = request_of(number, batch, exact, SEED)
+        with torch.inference_mode():
+            floats, run = exact.generate(request)
+            wanted = [one.prediction for one in run]
+            for what, model in models.items():
+                got = run_forced(model, request, wanted)
+                drift[what].add(wanted, got)
+                drift[what].pixels.add(255 * floats, 255 * model.decode(got[-1].code_sum))
+    return [{"layers": what} | one.report() for what, one in drift.items()]
+
+
+def pair_times(pair: tuple[Path, Path], runs: int, threads: int, packed: bool) -> dict[str, Any]:
+    """Seconds of every graph and of a picture in two bundles of one model, by turns; the first turn does not count."""
+    precisions = ("fp32", "int8")
+    pipelines = {
+        name: Pipeline.open(bundle, OnnxRuntime(threads=threads, packed=packed, verify="size"), verify="size")
+        for name, bundle in zip(precisions, pair, strict=True)
+    }
+    seen: dict[str, dict[str, list[float]]] = {name: {} for name in precisions}
+    for turn in range(runs + 1):
+        for name in precisions[:: 1 if turn % 2 else -1]:
+            result = pipelines[name].generate([turn], seed=turn)
+            parts = dict(result.step_seconds)
+            parts |= {"without decode": sum(v for k, v in parts.items() if k != "decode"), "picture": result.seconds}
+            for graph, seconds in parts.items() if turn else ():
+                seen[name].setdefault(graph, []).append(seconds)
+    manifests = [open_bundle(bundle).manifest for bundle in pair]
+    return {
+        "recipe": manifests[0].recipe.name,
+        "weights": [manifest.files[WEIGHTS_FILE].size for manifest in manifests],
+        "packed": packed,
+        "runs": runs,
+        "graphs": {name: {graph: asdict(times(each)) for graph, each in seen[name].items()} for name in precisions},
+    }
+
+
+def main() -> None:
+    """Measures, prints the tables, writes int8.json and int8.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "checkpoints" / "demo")
+    parser.add_argument("--work", type=Path, help="keeps the demo's bundles, for another run")
+    parser.add_argument("--pictures", type=int, default=2000, help="of each bundle")
+    parser.add_argument("--forced", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pair", type=Path, nargs=2, metavar=("FP32", "INT8"), help="bundles whose steps are timed")
+    parser.add_argument("--runs", type=int, default=15, help="of the pair")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report: dict[str, Any] = {"defaults": dict(RECIPES["demo"].defaults)}
+    report["settings"] = {name: getattr(options, name) for name in ("pictures", "forced", "batch", "threads", "runs")}
+    other_work = OtherWork()
+    with TemporaryDirectory(prefix="bench-int8-") as name:
+        if options.pair is not None:
+            report["pairs"] = [pair_times(tuple(options.pair), options.runs, options.threads, p) for p in (True, False)]
+        checkpoint = load_checkpoint(options.checkpoint / "var.safetensors", options.checkpoint / "vae.safetensors")
+        places = bundles(checkpoint, options.work or Path(name))
+        report["layers"] = layers_drift(checkpoint, options.forced, options.batch)
+        report["graphs"] = graphs_drift(places, checkpoint, options.forced, options.batch, options.threads)
+        judge = load_judge(options.checkpoint / "judge.safetensors")
+        report["judged"] = judged(places, judge, options.pictures, options.batch, options.threads)
+    report["machine"] = asdict(this_machine(other_work))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "int8.json").write_text(json.dumps(plain(report), indent=1) + "\n", encoding="utf-8")
+    (options.out / "int8.md").write_text(tables(report), encoding="utf-8")
+    print(tables(report))
+
+
+if __name__ == "__main__":
+    main()
