@@ -4,9 +4,10 @@
     python benchmarks/bench_int8.py --pair engines/d16 engines/d16-int8   # and the steps of these, float32 first
 
 - pictures: the demo recipes in float32 and int8 by the runtime, the same seeds by turns, judged by examples/judge.py;
-- drift: every step gets the float32 eager model's tokens as its past, and is compared by its logits and its own draws:
-  the int8 graphs, and eager PyTorch with one kind of layer alone in integers;
-- pair: every graph's time in both bundles, by turns in one process, on packed targets where both have one.
+- graphs: every step of the int8 graphs gets the float32 eager model's tokens as its past, and is compared by its logits
+  and its own draws;
+- layers: likewise eager PyTorch with one kind of layer alone in integers;
+- pair: every graph's time in both bundles, by turns in one process, on their packed targets.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +36,6 @@ from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.graphs import Traced
 from nextscale.export.int8 import LAYERS, compute_in_integers, integer_layers
 from nextscale.export.models.integers import IntegerWeight
-from nextscale.plan.recipes import RECIPES
 from nextscale.runtime import Pipeline
 from nextscale.runtime.backends.onnxruntime import OnnxRuntime
 from nextscale.runtime.bundle import open_bundle
@@ -45,6 +46,8 @@ from judge import Judge, bootstrap_mean, load_judge, upper_bound, verdicts  # is
 Places = dict[tuple[str, str], Path]  # by recipe and precision
 SEED = 60_000
 RECIPE_OF = {"full": "demo", "fastvar": "demo-fastvar"}
+PRECISIONS = ("fp32", "int8")
+PARTS = ("pictures", "graphs", "layers", "pair")
 OUTSIDE = ("head", "word_embed")  # of the blocks, so float32 in every bundle: measured to say what they would cost
 
 
@@ -52,7 +55,7 @@ def bundles(checkpoint: Checkpoint, folder: Path) -> Places:
     """The demo recipes in both precisions, exported where they are not in ``folder`` yet."""
     traced, found = Traced(), {}
     for what, recipe in RECIPE_OF.items():
-        for precision in ("fp32", "int8"):
+        for precision in PRECISIONS:
             out = folder / f"{recipe}-{precision}"
             if not out.exists():
                 plan = model_of(checkpoint, Variant(what, "fp32")).plan
@@ -75,7 +78,7 @@ def judged(places: Places, judge: Judge, count: int, batch: int, threads: int) -
         print(f"{first + batch} of {count} pictures", flush=True) if first % (25 * batch) == 0 else None
     rows = []
     for what in RECIPE_OF:
-        exact, whole = (np.concatenate(right[what, precision]).astype(float) for precision in ("fp32", "int8"))
+        exact, whole = (np.concatenate(right[what, precision]).astype(float) for precision in PRECISIONS)
         loss = bootstrap_mean(exact - whole)
         rows.append(
             {
@@ -132,35 +135,33 @@ def layers_drift(checkpoint: Checkpoint, pictures: int, batch: int) -> list[dict
     return [{"layers": what} | one.report() for what, one in drift.items()]
 
 
-def pair_times(pair: tuple[Path, Path], runs: int, threads: int, packed: bool) -> dict[str, Any]:
+def pair_times(pair: Sequence[Path], runs: int, threads: int) -> dict[str, Any]:
     """Seconds of every graph and of a picture in two bundles of one model, by turns; the first turn does not count."""
-    precisions = ("fp32", "int8")
     pipelines = {
-        name: Pipeline.open(bundle, OnnxRuntime(threads=threads, packed=packed, verify="size"), verify="size")
-        for name, bundle in zip(precisions, pair, strict=True)
+        name: Pipeline.open(bundle, OnnxRuntime(threads=threads, packed=True, verify="size"), verify="size")
+        for name, bundle in zip(PRECISIONS, pair, strict=True)
     }
-    seen: dict[str, dict[str, list[float]]] = {name: {} for name in precisions}
+    seen: dict[str, dict[str, list[float]]] = {name: {} for name in PRECISIONS}
     for turn in range(runs + 1):
-        for name in precisions[:: 1 if turn % 2 else -1]:
+        for name in PRECISIONS[:: 1 if turn % 2 else -1]:
             result = pipelines[name].generate([turn], seed=turn)
             parts = dict(result.step_seconds)
             parts |= {"without decode": sum(v for k, v in parts.items() if k != "decode"), "picture": result.seconds}
             for graph, seconds in parts.items() if turn else ():
                 seen[name].setdefault(graph, []).append(seconds)
-    manifests = [open_bundle(bundle).manifest for bundle in pair]
+    manifests = [open_bundle(bundle, verify="size").manifest for bundle in pair]
     return {
         "recipe": manifests[0].recipe.name,
         "weights": [manifest.files[WEIGHTS_FILE].size for manifest in manifests],
-        "packed": packed,
-        "runs": runs,
-        "graphs": {name: {graph: asdict(times(each)) for graph, each in seen[name].items()} for name in precisions},
+        "graphs": {name: {graph: asdict(times(each)) for graph, each in seen[name].items()} for name in PRECISIONS},
     }
 
 
 def main() -> None:
-    """Measures, prints the tables, writes int8.json and int8.md."""
+    """Measures the parts, puts them beside those that were measured before, writes int8.json and int8.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "checkpoints" / "demo")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this (default: all but pair)")
     parser.add_argument("--work", type=Path, help="keeps the demo's bundles, for another run")
     parser.add_argument("--pictures", type=int, default=2000, help="of each bundle")
     parser.add_argument("--forced", type=int, default=32)
@@ -171,23 +172,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    report: dict[str, Any] = {"defaults": dict(RECIPES["demo"].defaults)}
-    report["settings"] = {name: getattr(options, name) for name in ("pictures", "forced", "batch", "threads", "runs")}
-    other_work = OtherWork()
+    settings = {name: getattr(options, name) for name in ("pictures", "forced", "batch", "threads", "runs")}
+    there = options.out / "int8.json"
+    report: dict[str, Any] = json.loads(there.read_text(encoding="utf-8")) if there.exists() else {}
     with TemporaryDirectory(prefix="bench-int8-") as name:
-        if options.pair is not None:
-            report["pairs"] = [pair_times(tuple(options.pair), options.runs, options.threads, p) for p in (True, False)]
-        checkpoint = load_checkpoint(options.checkpoint / "var.safetensors", options.checkpoint / "vae.safetensors")
-        places = bundles(checkpoint, options.work or Path(name))
-        report["layers"] = layers_drift(checkpoint, options.forced, options.batch)
-        report["graphs"] = graphs_drift(places, checkpoint, options.forced, options.batch, options.threads)
-        judge = load_judge(options.checkpoint / "judge.safetensors")
-        report["judged"] = judged(places, judge, options.pictures, options.batch, options.threads)
-    report["machine"] = asdict(this_machine(other_work))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "int8.json").write_text(json.dumps(plain(report), indent=1) + "\n", encoding="utf-8")
-    (options.out / "int8.md").write_text(tables(report), encoding="utf-8")
+        for part in options.part or [part for part in PARTS if part != "pair" or options.pair]:
+            other_work = OtherWork()
+            found = _measured(part, options, options.work or Path(name))
+            report[part] = plain({"machine": asdict(this_machine(other_work)), "settings": settings, "found": found})
+            options.out.mkdir(parents=True, exist_ok=True)
+            there.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            (options.out / "int8.md").write_text(tables(report), encoding="utf-8")
     print(tables(report))
+
+
+def _measured(part: str, options: argparse.Namespace, work: Path) -> Any:
+    if part == "pair":
+        return pair_times(options.pair, options.runs, options.threads)
+    checkpoint = load_checkpoint(options.checkpoint / "var.safetensors", options.checkpoint / "vae.safetensors")
+    if part == "layers":
+        return layers_drift(checkpoint, options.forced, options.batch)
+    places = bundles(checkpoint, work)
+    if part == "graphs":
+        return graphs_drift(places, checkpoint, options.forced, options.batch, options.threads)
+    judge = load_judge(options.checkpoint / "judge.safetensors")
+    return judged(places, judge, options.pictures, options.batch, options.threads)
 
 
 if __name__ == "__main__":

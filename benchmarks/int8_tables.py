@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from precision_tables import drift_cells, markdown
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Markdown: pictures judged, drift of graphs and of kinds of layers, the steps of pairs where they were timed."""
-    machine, settings = report["machine"], report["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    note = (
-        f"{machine['processor']}, {machine['cores']} cores, {settings['threads']} threads; {machine['busy']} cores "
-        f"busy with other work meanwhile. {versions}; {machine['date']}. {settings['pictures']} pictures a row are "
-        f"drawn and judged, in batches of {settings['batch']}; {settings['forced']} are compared under float32's tokens."
+    """Markdown: pictures judged, drift of graphs and of kinds of layers, the steps of a pair; those that are there."""
+    parts = ["# int8 on a CPU"]
+    for name, rows in (("pictures", _judged), ("graphs", _graphs), ("layers", _layers), ("pair", _pair)):
+        if name in report:
+            parts += [_how(name, report[name]), rows(report[name]["found"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(name: str, part: dict[str, Any]) -> str:
+    machine, settings = part["machine"], part["settings"]
+    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    counts = {
+        "pictures": "{pictures} pictures of each bundle, in batches of {batch}, drawn by turns and judged.",
+        "graphs": "{forced} pictures under forced tokens, against float32 eager PyTorch.",
+        "layers": "{forced} pictures under forced tokens: eager PyTorch with those layers alone in integers.",
+        "pair": "Medians of {runs} runs by turns, on packed targets.",
+    }
+    return (
+        f"{counts[name].format(**settings)} {machine['processor']}, {machine['cores']} cores, {settings['threads']} "
+        f"threads; {machine['busy']} cores busy with other work meanwhile. {versions}; {machine['date']}."
     )
-    parts = ["# int8 on a CPU", note, _judged(report["judged"]), _drift(report)]
-    return "\n\n".join([*parts, *map(_pair, report.get("pairs", ()))]) + "\n"
 
 
 def _judged(rows: list[dict[str, Any]]) -> str:
@@ -38,25 +50,29 @@ def _judged(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _drift(report: dict[str, Any]) -> str:
-    """Graphs first, then the layers in eager PyTorch."""
-    rows = [(f"graphs of {row['recipe']}", row) for row in report["graphs"]]
-    rows += [(f"eager, {row['layers']}", row) for row in report["layers"]]
-    head = "in integers|logit error: RMS|largest|equal tokens|pixels"
+def _graphs(rows: list[dict[str, Any]]) -> str:
+    return _drift("graphs of", ((row["recipe"], row) for row in rows))
+
+
+def _layers(rows: list[dict[str, Any]]) -> str:
+    return _drift("layers in integers", ((row["layers"], row) for row in rows))
+
+
+def _drift(what: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    head = f"{what}|logit error: RMS|largest|equal tokens|pixels"
     return markdown(head, ((name, *drift_cells(row), f"{row['pixels']:.2f}") for name, row in rows))
 
 
 def _pair(pair: dict[str, Any]) -> str:
     """Medians by graph, and how many times faster int8 is."""
     exact, whole = pair["graphs"]["fp32"], pair["graphs"]["int8"]
-    where = "packed targets" if pair["packed"] else "the bundles' own graphs, unpacked"
     sizes = " and ".join(f"{size / 1e6:,.0f}" for size in pair["weights"])
-    note = f"{pair['recipe']}, {where}: medians of {pair['runs']} runs by turns; weights of {sizes} MB."
     rows = (
         (graph, *(f"{1e3 * side[graph]['median']:.1f}" for side in (exact, whole)), _faster(exact, whole, graph))
         for graph in exact
     )
-    return f"{note}\n\n{markdown('graph|float32, ms|int8, ms|times faster', rows)}"
+    table = markdown("graph|float32, ms|int8, ms|times faster", rows)
+    return f"{pair['recipe']}, weights of {sizes} MB:\n\n{table}"
 
 
 def _faster(exact: dict[str, Any], whole: dict[str, Any], graph: str) -> str:

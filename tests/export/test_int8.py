@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
 from support.families import PRUNED, SMALL, Small
+from support.packed import pack
 from torch import nn
 
 from nextscale.export.bundle import Options, export_bundle, prepared
@@ -26,6 +27,7 @@ from nextscale.export.verify import verify
 from nextscale.plan.errors import ParityError
 from nextscale.plan.types import Plan
 from nextscale.runtime import Pipeline
+from nextscale.runtime.backends.onnxruntime import OnnxRuntime
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE, Graph, Recipe, Tensor
 
@@ -132,6 +134,19 @@ def test_it_makes_pictures_that_do_not_depend_on_their_batch(bundle: Path) -> No
         both = pipeline.generate([1, 3], seed=5).floats
         second = pipeline.generate([3], seed=5, first_image=1).floats
     np.testing.assert_allclose(both[1], second[0], rtol=0, atol=1e-6)
+
+
+def test_a_packed_target_is_bit_for_bit_and_holds_every_weight_once(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "own"))
+    (whole,) = {size.size for name, size in open_bundle(copy).manifest.files.items() if name == WEIGHTS_FILE}
+    packed = pack(copy).packed
+    assert packed.precision == "int8"
+    assert packed.weights.size < 3 * whole, "a copy in every graph would be five"
+    with (
+        Pipeline.open(copy, OnnxRuntime(packed=True)) as shared,
+        Pipeline.open(copy, OnnxRuntime(prepack=True)) as own,
+    ):
+        np.testing.assert_array_equal(shared.generate([1], seed=2).floats, own.generate([1], seed=2).floats)
 
 
 def change(bundle: Path, folder: Path, name: str, factor: float) -> Path:

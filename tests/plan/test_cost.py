@@ -123,3 +123,16 @@ def test_refusals() -> None:
         cpu(0, 1)
     with pytest.raises(PlanError, match="sub-layer 'conv' is not known; known are attn, ca, ffn, sa"):
         sub_layer_parameters(var_model(2), "conv")
+
+
+def test_int8_weights_of_blocks_are_a_byte_each() -> None:
+    plan = plan_for(recipe("var-d16"))
+    exact, whole = (memory(plan, precision=precision) for precision in ("fp32", "int8"))
+    blocks = 16 * (4 + 8 + 6) * 1024 * 1024  # attention, feed-forward, adaLN
+    assert exact["weights"] - whole["weights"] == 3 * blocks
+    assert {cause: size for cause, size in exact.items() if cause not in ("weights", "total")} == {
+        cause: size for cause, size in whole.items() if cause not in ("weights", "total")
+    }
+    steps = [plan_cost(plan, precision=precision).steps[-1].moved for precision in ("fp32", "int8")]
+    assert 0.2 < steps[1]["weights"] / steps[0]["weights"] < 0.4
+    assert steps[1]["tapes"] == steps[0]["tapes"]

@@ -196,3 +196,12 @@ def test_what_a_flavour_cannot_do_is_refused_beforehand(own_bundle: Path) -> Non
     wide = replace(opened, manifest=replace(opened.manifest, plan=plan))
     with pytest.raises(InputError, match="TopK takes up to 3840"):
         settings_for(wide, load("tensorrt-rtx"), "sm86", Wishes())
+
+
+def test_int8_is_not_for_engines(toy: Path) -> None:
+    opened = open_bundle(toy)
+    whole = replace(opened, manifest=replace(opened.manifest, precision="int8"))
+    with pytest.raises(
+        InputError, match="is in int8, which tensorrt-rtx does not build: export one in fp32 or fp16 or"
+    ):
+        settings_for(whole, load("tensorrt-rtx"), "sm86", Wishes())

@@ -43,7 +43,7 @@ class TensorRT(Backend):
 
     name: ClassVar[str] = "tensorrt"
     replays = True
-    precisions = ("fp32", "fp16", "bf16")
+    precisions = libraries.PRECISIONS
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 4)}
 NEWEST = {"tensorrt": (11,), "tensorrt-rtx": (1,)}  # of the major version
 
+PRECISIONS = ("fp32", "fp16", "bf16")  # of bundles; the products of int8 are an operator of ONNX Runtime's
 # TensorRT's name of a manifest's dtype; where it has none, its parser refuses the graph.
 DTYPES = {
     "float32": "FLOAT",

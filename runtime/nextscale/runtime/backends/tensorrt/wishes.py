@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from nextscale.plan.errors import InputError
 from nextscale.plan.limits import limits
 from nextscale.plugins.kernel import ARCHITECTURE
-from nextscale.runtime.backends.tensorrt.library import LACKING, Library
+from nextscale.runtime.backends.tensorrt.library import LACKING, PRECISIONS, Library
 from nextscale.runtime.backends.tensorrt.lift import external_weights, read_graph
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
@@ -90,6 +90,11 @@ def choose_targets(library: Library, asked: tuple[str, ...]) -> tuple[str, ...]:
 def settings_for(bundle: Bundle, library: Library, target: str, wishes: Wishes) -> Settings:
     """What a target of ``bundle`` is to be. Raises :class:`InputError` for what cannot be wished for."""
     check_target_name(target)
+    if bundle.manifest.precision not in PRECISIONS:
+        raise InputError(
+            f"{bundle.folder} is in {bundle.manifest.precision}, which {library.flavor} does not build: export one in "
+            f"{' or '.join(PRECISIONS)}"
+        )
     restore = wishes.restore or default_restore(library.flavor, target)
     if restore == "plugin" and not library.takes_plugins:
         raise InputError(
