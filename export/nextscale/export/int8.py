@@ -8,9 +8,11 @@ top-k of pruning, tapes, restore caches, sampling. The eager model of the same a
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -20,7 +22,6 @@ from nextscale.export.models.contract import Derived, Transformer
 from nextscale.export.models.integers import ACTIVATIONS, TINY, IntegerWeight, integers
 from nextscale.plan.errors import InputError
 
-PRECISION = "int8"
 # Of a block, by the end of their names. What each alone costs the demo model (RMS error of forced logits, in standard
 # deviations; docs/precision.md): qkv 0.008, proj 0.021, fc1 0.043, fc2 0.056, which are nearly all products of a step;
 # adaLN 0.006, which is a third of VAR's weights and is read once a picture. Float32 stay the head (0.019 for 2 % of the
@@ -31,7 +32,7 @@ RULES = {
     INTEGERS: Derived("transpose(round(weight / weight_scale)), (C_in, C_out), -64 to 64", ("weight",)),
     SCALE: Derived("max(abs(weight)) / 64 of each row, (C_out)", ("weight",)),
 }
-_CONSTANTS = {
+_CONSTANTS: dict[str, NDArray[Any]] = {
     "int8/axis": np.array([1], np.int64),
     "int8/tiny": np.array(TINY, np.float32),
     "int8/step": np.array(1 / ACTIVATIONS, np.float32),
@@ -104,7 +105,7 @@ def _product(gemm: NodeProto) -> list[NodeProto]:
     def name(what: str) -> str:
         return f"{at}/{what}"
 
-    def node(kind: str, inputs: list[str], output: str, **attributes: int | str) -> NodeProto:
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
         return helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **attributes)
 
     product = [name("integers"), part_of(weight, INTEGERS), "int8/step", part_of(weight, SCALE), "int8/zero"]

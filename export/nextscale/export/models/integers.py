@@ -51,7 +51,7 @@ class IntegerWeight(Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is not F.linear:
-            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[arg-type]
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         x, weight, *bias = args
         with torch._C.DisableTorchFunctionSubclass():
             return F.linear(rounded(x), weight, *bias)
