@@ -48,13 +48,14 @@ SEED = 60_000
 RECIPE_OF = {"full": "demo", "fastvar": "demo-fastvar"}
 PRECISIONS = ("fp32", "int8")
 PARTS = ("pictures", "graphs", "layers", "pair")
-OUTSIDE = ("head", "word_embed")  # of the blocks, so float32 in every bundle: measured to say what they would cost
+# Of no block, so float32 in every bundle; the demo model has one adaLN for all blocks, others one in each.
+OUTSIDE = ("head", "word_embed", "shared_ada_lin.1")
 
 
-def bundles(checkpoint: Checkpoint, folder: Path) -> Places:
-    """The demo recipes in both precisions, exported where they are not in ``folder`` yet."""
+def bundles(checkpoint: Checkpoint, recipes: Sequence[str], folder: Path) -> Places:
+    """The demo's recipes in both precisions, exported where they are not in ``folder`` yet."""
     traced, found = Traced(), {}
-    for what, recipe in RECIPE_OF.items():
+    for what, recipe in ((what, RECIPE_OF[what]) for what in recipes):
         for precision in PRECISIONS:
             out = folder / f"{recipe}-{precision}"
             if not out.exists():
@@ -69,15 +70,16 @@ def judged(places: Places, judge: Judge, count: int, batch: int, threads: int) -
     pipelines = {key: Pipeline.open(place, batch_sizes=[batch], threads=threads) for key, place in places.items()}
     right: dict[tuple[str, str], list[Any]] = {key: [] for key in places}
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in places}
+    classes = next(iter(pipelines.values())).manifest.plan.model().classes
     for first in range(0, count, batch):
-        labels = [i % pipelines["full", "fp32"].manifest.plan.model().classes for i in range(first, first + batch)]
+        labels = [i % classes for i in range(first, first + batch)]
         for key, pipeline in pipelines.items():
             result = pipeline.generate(labels, seed=SEED, first_image=first)
             right[key].append(verdicts(judge, np.asarray(result.images))[0] == np.array(labels))
             seconds[key].append(result.seconds)
         print(f"{first + batch} of {count} pictures", flush=True) if first % (25 * batch) == 0 else None
     rows = []
-    for what in RECIPE_OF:
+    for what in dict.fromkeys(recipe for recipe, _ in places):
         exact, whole = (np.concatenate(right[what, precision]).astype(float) for precision in PRECISIONS)
         loss = bootstrap_mean(exact - whole)
         rows.append(
@@ -102,7 +104,7 @@ def graphs_drift(
 ) -> list[dict[str, Any]]:
     """The int8 graphs against float32 eager PyTorch, under its tokens."""
     rows = []
-    for what in RECIPE_OF:
+    for what in dict.fromkeys(recipe for recipe, _ in places):
         with Pipeline.open(places[what, "int8"], batch_sizes=[batch], threads=threads) as pipeline:
             found = measure(pipeline, model_of(checkpoint, Variant(what, "fp32")), pictures, batch)
         rows.append({"recipe": what} | found)
@@ -126,12 +128,10 @@ def layers_drift(checkpoint: Checkpoint, pictures: int, batch: int) -> list[dict
     for number in range(math.ceil(pictures / batch)):
         request = request_of(number, batch, exact, SEED)
         with torch.inference_mode():
-            floats, run = exact.generate(request)
-            wanted = [one.prediction for one in run]
+            wanted = [one.prediction for one in exact.generate(request)[1]]
             for what, model in models.items():
                 got = run_forced(model, request, wanted)
                 drift[what].add(wanted, got)
-                drift[what].pixels.add(255 * floats, 255 * model.decode(got[-1].code_sum))
     return [{"layers": what} | one.report() for what, one in drift.items()]
 
 
@@ -162,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=REPOSITORY / "checkpoints" / "demo")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this (default: all but pair)")
+    parser.add_argument("--recipe", choices=RECIPE_OF, action="append", help="of the demo, only this")
     parser.add_argument("--work", type=Path, help="keeps the demo's bundles, for another run")
     parser.add_argument("--pictures", type=int, default=2000, help="of each bundle")
     parser.add_argument("--forced", type=int, default=32)
@@ -174,16 +175,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     settings = {name: getattr(options, name) for name in ("pictures", "forced", "batch", "threads", "runs")}
     there = options.out / "int8.json"
-    report: dict[str, Any] = json.loads(there.read_text(encoding="utf-8")) if there.exists() else {}
     with TemporaryDirectory(prefix="bench-int8-") as name:
         for part in options.part or [part for part in PARTS if part != "pair" or options.pair]:
             other_work = OtherWork()
             found = _measured(part, options, options.work or Path(name))
+            report: dict[str, Any] = json.loads(there.read_text(encoding="utf-8")) if there.exists() else {}
             report[part] = plain({"machine": asdict(this_machine(other_work)), "settings": settings, "found": found})
             options.out.mkdir(parents=True, exist_ok=True)
             there.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             (options.out / "int8.md").write_text(tables(report), encoding="utf-8")
-    print(tables(report))
+    print((options.out / "int8.md").read_text(encoding="utf-8"))
 
 
 def _measured(part: str, options: argparse.Namespace, work: Path) -> Any:
@@ -192,7 +193,7 @@ def _measured(part: str, options: argparse.Namespace, work: Path) -> Any:
     checkpoint = load_checkpoint(options.checkpoint / "var.safetensors", options.checkpoint / "vae.safetensors")
     if part == "layers":
         return layers_drift(checkpoint, options.forced, options.batch)
-    places = bundles(checkpoint, work)
+    places = bundles(checkpoint, options.recipe or list(RECIPE_OF), work)
     if part == "graphs":
         return graphs_drift(places, checkpoint, options.forced, options.batch, options.threads)
     judge = load_judge(options.checkpoint / "judge.safetensors")

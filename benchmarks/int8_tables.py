@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from precision_tables import drift_cells, markdown
@@ -51,16 +50,13 @@ def _judged(rows: list[dict[str, Any]]) -> str:
 
 
 def _graphs(rows: list[dict[str, Any]]) -> str:
-    return _drift("graphs of", ((row["recipe"], row) for row in rows))
+    head = "graphs of|logit error: RMS|largest|equal tokens|pixels"
+    return markdown(head, ((row["recipe"], *drift_cells(row), f"{row['pixels']:.2f}") for row in rows))
 
 
 def _layers(rows: list[dict[str, Any]]) -> str:
-    return _drift("layers in integers", ((row["layers"], row) for row in rows))
-
-
-def _drift(what: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> str:
-    head = f"{what}|logit error: RMS|largest|equal tokens|pixels"
-    return markdown(head, ((name, *drift_cells(row), f"{row['pixels']:.2f}") for name, row in rows))
+    head = "layers in integers|logit error: RMS|largest|equal tokens"
+    return markdown(head, ((row["layers"], *drift_cells(row)) for row in rows))
 
 
 def _pair(pair: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ class Errors:
     @property
     def rms(self) -> float:
         """Root mean square of the errors, in the values' own unit."""
-        return math.sqrt(self.error_squares / self.count)
+        return math.sqrt(self.error_squares / self.count) if self.count else math.nan
 
 
 @dataclass

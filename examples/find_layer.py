@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--precision", choices=TOLERANCES, default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     checkpoint, tolerance = load_checkpoint(asked.model, asked.vae), TOLERANCES[asked.precision]
