@@ -11,7 +11,7 @@ import torch
 from support import tiny
 
 from nextscale.compare.judge import verdict
-from nextscale.compare.parity import PictureParity, PictureStep, drawn_tokens
+from nextscale.compare.parity import PictureParity, PictureStep, drawn_tokens, moved
 from nextscale.compare.sides import Ask, EagerSide
 from nextscale.compare.stability import disturbed, eager_moves, explained
 from nextscale.export.eager import Eager
@@ -102,3 +102,11 @@ def test_forced_tokens_are_taken() -> None:
     run = eager.run(dataclasses.replace(ASK, tokens=tokens))
     assert all(np.array_equal(a, b) for a, b in zip(run.tokens, tokens, strict=True))
     assert run.logits == ()
+
+
+def test_of_int8_the_mean_counts_and_not_the_largest() -> None:
+    before = [np.zeros((2, 4, 25), np.float32)]
+    after = [before[0].copy()]
+    after[0][1, 0, 0] = 0.5
+    np.testing.assert_allclose(moved(before, after), [0, 0.5])
+    np.testing.assert_allclose(moved(before, after, "int8"), [0, 0.05])
