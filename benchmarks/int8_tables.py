@@ -32,21 +32,15 @@ def _how(name: str, part: dict[str, Any]) -> str:
 
 
 def _judged(rows: list[dict[str, Any]]) -> str:
-    head = "recipe|accuracy|of float32|loss, 95 % bound|weights, MB|of float32|a batch, ms|of float32"
-    return markdown(
-        head,
-        (
-            (
-                row["recipe"],
-                f"{100 * row['accuracy']:.2f} %",
-                f"{100 * row['accuracy_fp32']:.2f} %",
-                f"{100 * row['loss']:.2f}, under {100 * row['loss_upper_bound']:.2f} points",
-                *(f"{row[key] / 1e6:.1f}" for key in ("weights", "weights_fp32")),
-                *(f"{1e3 * row[key]['median']:.0f}" for key in ("seconds", "seconds_fp32")),
-            )
-            for row in rows
-        ),
-    )
+    """Two rows for each recipe: float32, and int8 with what it loses on the same seeds."""
+    cells = []
+    for row in rows:
+        loss = f"{100 * row['loss']:.2f}, under {100 * row['loss_upper_bound']:.2f} points"
+        for name, lost, of in (("float32", "", "_fp32"), ("int8", loss, "")):
+            accuracy, weights, seconds = (row[f"{key}{of}"] for key in ("accuracy", "weights", "seconds"))
+            sizes = (f"{100 * accuracy:.2f} %", lost, f"{weights / 1e6:.1f}", f"{1e3 * seconds['median']:.0f}")
+            cells.append((f"{row['recipe']}, {name}", *sizes))
+    return markdown("bundle|accuracy|loss to float32, 95 % bound|weights, MB|a batch, ms", cells)
 
 
 def _graphs(rows: list[dict[str, Any]]) -> str:

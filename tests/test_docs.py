@@ -230,6 +230,7 @@ def test_the_exporter_s_advice_is_there() -> None:
         ("docs/recipes.md", "demo_screening_last"),
         ("docs/precision.md", "precision"),
         ("docs/precision.md", "precision_graphs"),
+        ("docs/precision.md", "int8"),
     ],
 )
 def test_tables_are_the_committed_results(page: str, result: str) -> None:
