@@ -37,7 +37,7 @@ def test_it_is_the_same_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(made.pictures, wanted.pictures[:images], atol=1e-4)
     free = side.run(ask)
     assert [each.shape for each in free.tokens] == [each.shape for each in wanted.tokens]
-    assert free.total == pytest.approx(sum(free.seconds.values()), rel=0.05)
+    assert free.total >= sum(free.seconds.values())
 
 
 def test_what_is_drawn_passes_the_filters() -> None:
