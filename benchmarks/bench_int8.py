@@ -120,7 +120,7 @@ def layers_drift(checkpoint: Checkpoint, pictures: int, batch: int) -> list[dict
         models[what] = model_of(checkpoint, Variant("full", "fp32"))
         if what in OUTSIDE:
             layer = models[what].var.get_submodule(what)
-            layer.weight = IntegerWeight.of(layer.weight)
+            layer.weight = IntegerWeight.of(layer.get_parameter("weight"))
         else:
             compute_in_integers(models[what].var, (what,) if what in there else LAYERS)
     steps = len(exact.plan.steps)
