@@ -98,7 +98,8 @@ def part_of(weight: str, part: str) -> str:
 def _product(gemm: NodeProto) -> list[NodeProto]:
     """``x (n, C_in)`` times a weight: what each row spans, its integers, their product times all scales, the bias.
 
-    The fused operator that finds one scale for all of x takes up to two fifths less, and would tie a picture to its batch.
+    The fused operator that finds one scale for all of x takes up to two fifths less time, and would tie a picture to
+    its batch.
     """
     (x, weight, *bias), (out,), at = gemm.input, gemm.output, gemm.name or gemm.output[0]
 
