@@ -176,10 +176,9 @@ def test_a_wrong_scale_is_found_in_the_weights_and_in_the_numbers(
 
 
 @pytest.mark.parametrize("small", SMALL.values(), ids=SMALL.keys())
-@pytest.mark.parametrize("pruned", [False, True])
-def test_every_family_is_exported(small: Small, pruned: bool, tmp_path: Path) -> None:
+def test_every_family_is_exported(small: Small, tmp_path: Path) -> None:
     checkpoint = small.load(small.draw(tmp_path))
-    plan: Plan = small.plan(checkpoint, *([PRUNED] if pruned else []))
+    plan: Plan = small.plan(checkpoint, PRUNED)
     out = export_bundle(checkpoint, Options(plan, Recipe("small", 1), "int8"), tmp_path / "out", lambda *told: None)
     layers = integer_layers(prepared(checkpoint, plan, "fp32").var)
     found = {name for name, weight in open_bundle(out).manifest.weights.items() if weight.dtype == "int8"}
