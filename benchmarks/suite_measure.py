@@ -28,6 +28,7 @@ from nextscale.compare.sides import Ask, Run, Side
 from nextscale.plan.types import Plan
 
 QUICK_RUNS = 3
+BATCH_RUNS = 3  # of batches beside 1, which take as many times as long
 LOOK, AT_REST, PATIENCE = 0.02, 0.002, 1.0  # seconds: between looks, of work in one that counts as none, at most
 Sides = dict[Contender, Side]
 Tell = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -222,7 +223,7 @@ def throughput(
         many = replace(ask, labels=tuple(i % 10 for i in range(batch)))
         sides = {each: opened(each, batch) for each in chosen}
         by_turns(sides, many, 1, f"batches of {batch}, first", tell)
-        seen = by_turns(sides, many, max(3, settings.rounds(subject) // 3), f"batches of {batch}", tell)
+        seen = by_turns(sides, many, min(BATCH_RUNS, settings.rounds(subject)), f"batches of {batch}", tell)
         found[str(batch)] = {str(each): asdict(times([run.total for run in one.runs])) for each, one in seen.items()}
         del sides
         gc.collect()

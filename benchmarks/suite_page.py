@@ -68,7 +68,8 @@ def section(report: Row, image: str, known: dict[str, Row]) -> Iterator[str]:
     yield table(*totals(report))
     yield table(*steps(report))
     if report["batches"]:
-        yield "Pictures a second, by pictures at once:"
+        runs = {one["runs"] for by_size in report["batches"].values() for one in by_size.values()}
+        yield f"Pictures a second, by pictures at once (of more than one, medians of {' or '.join(map(str, runs))}):"
         yield table(*batches(report))
     if rows := [*costs(report, known)]:
         yield (
