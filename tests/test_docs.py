@@ -9,14 +9,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import typer
 from support.bundles import write_bundle
 
-from nextscale.plan.recipes import plan_for, recipe
 from nextscale.runtime import manifest as manifests
 from nextscale.runtime import signatures
 
@@ -216,104 +214,3 @@ def test_the_sample_manifest_is_one() -> None:
 def test_the_exporter_s_advice_is_there() -> None:
     assert "docs/parity.md" in (REPOSITORY / "export/nextscale/export/verify.py").read_text(encoding="utf-8")
     assert "## Which layer" in text("docs/parity.md")
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("page", "result"),
-    [
-        ("README.md", "demo_quality"),
-        ("docs/recipes.md", "demo_quality"),
-        ("docs/recipes.md", "demo_screening_scales"),
-        ("docs/recipes.md", "demo_screening_last"),
-        ("docs/precision.md", "precision"),
-        ("docs/precision.md", "precision_graphs"),
-        ("docs/precision.md", "int8"),
-    ],
-)
-def test_tables_are_the_committed_results(page: str, result: str) -> None:
-    tables = re.findall(r"(?:^\|.*\n)+", text(f"benchmarks/results/{result}.md"), re.MULTILINE)
-    assert tables
-    for table in tables:
-        assert table.count("\n") > 3
-        assert table in text(page)
-
-
-def test_the_figures_of_infinity_on_a_cpu_are_the_committed_results() -> None:
-    rows = {row["recipe"]: row for row in json.loads(text("benchmarks/results/infinity_125m.json"))["cases"]}
-    (short,) = json.loads(text("benchmarks/results/infinity_125m_text64.json"))["cases"]
-
-    def both(row: dict[str, Any]) -> tuple[str, str]:
-        upstream, ours = (row["sides"][side]["total"]["median"] for side in ("upstream", "runtime"))
-        return f"{upstream / ours:.2f}", f"{row['memory']['runtime']['pss'] / row['memory']['upstream']['pss']:.2f}"
-
-    full, pruned, thirteen = (both(rows[f"infinity-125m-1m{tail}"]) for tail in ("", "-fastvar", "-fastvar13"))
-    page = " ".join(text("docs/text.md").split())
-    assert f"runs at {full[0]} (1M) and {pruned[0]} (1M with FastVAR)" in page
-    assert f"in {full[1]} and {pruned[1]} times its memory" in page
-    readme = " ".join(text("README.md").split())
-    assert f"at {full[0]} to {pruned[0]} times the speed" in readme
-    assert f"in {full[1]} to {pruned[1]} times its memory" in readme
-    assert "run at {} times the speed in {} times the memory".format(*thirteen) in page
-    assert "{} times the speed with FastVAR in {} times the memory".format(*both(short)) in page
-
-
-def test_the_support_table_says_what_the_results_say() -> None:
-    path = REPOSITORY / "benchmarks" / "support_table.py"
-    spec = importlib.util.spec_from_file_location("support_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    support = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(support)
-    assert support.checks(), "no machine was ever checked"
-    assert support.in_readme(text("README.md")) == support.table(support.checks(), support.builds())
-
-
-def test_the_shipped_recipe_costs_less_than_a_point() -> None:
-    rows = json.loads(text("benchmarks/results/demo_quality.json"))["variants"]
-    (shipped,) = (row for row in rows if row["variant"] == "fastvar")
-    assert shipped["methods"] == list(plan_for(recipe("demo-fastvar")).methods)
-    assert shipped["pictures"] >= 10_000
-    assert shipped["accuracy_loss_upper_bound"] < 0.01
-
-
-def test_every_float32_part_has_its_measured_reason() -> None:
-    page, report = text("docs/precision.md"), json.loads(text("benchmarks/results/precision.json"))
-    exported = {(row["recipe"], row["precision"]): row["rms"] for row in report["exported"]}
-    factors: dict[str, list[float]] = {}
-    for row in report["islands"]:
-        factors.setdefault(row["island"], []).append(row["rms"] / exported[row["recipe"], row["precision"]])
-    factors.pop("nothing, tokens kept as in float32")
-    assert len(factors) == 10
-    for what, (fp16, bf16) in factors.items():
-        assert f"- **{what}** (RMS {fp16:.2f} and {bf16:.2f} times)" in page
-    assert report["settings"]["how"].endswith("not measured on hardware yet")
-    assert report["settings"]["how"] in page
-    again = json.loads(text("benchmarks/results/precision_again.json"))
-    said = f"{again['settings']['pictures']} pictures, {100 * again['loss']:.2f} points lost, with a standard error of"
-    assert f"{said} {100 * again['loss_standard_error']:.2f}" in " ".join(page.split())
-    runs = [(report["settings"]["pictures"], report["exported"][1]["loss"])]
-    runs.append((again["settings"]["pictures"], again["loss"]))
-    pictures = sum(n for n, _ in runs)
-    gained = -100 * sum(n * loss for n, loss in runs) / pictures
-    assert f"pooled, bf16 gains {gained:.2f} points over {pictures} pictures" in " ".join(page.split())
-
-
-def test_the_readme_s_figures_are_the_committed_results() -> None:
-    exports = json.loads(text("benchmarks/results/export.json"))["exports"]
-    summary = {row["name"]: row for row in json.loads(text("benchmarks/results/compare_var_d16.json"))["summary"]}
-    sides = [summary[row["recipe"]] for row in exports]
-    rows = (
-        [f"{row['seconds']:.0f} s" for row in exports],
-        [f"{row['peak_pss_over_checkpoint']:.2f}" for row in exports],
-        [f"{row['bundle_over_checkpoint']:.2f}" for row in exports],
-        [f"{side['total']['median']:.2f} s" for side in sides],
-        [f"{side['memory'] / 1e9:.2f} GB" for side in sides],
-    )
-    for cells in rows:
-        assert f"| {' | '.join(cells)} |" in text("README.md")
-    eager = summary["eager full"]
-    assert f"takes {eager['total']['median']:.2f} s" in text("README.md")
-    assert f"eager's {eager['memory'] / 1e9:.2f} GB" in text("README.md")
