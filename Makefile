@@ -18,11 +18,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # Every benchmark is a script that prints its table: benchmarks/bench_*.py --help.
-# On two quiet cores ten minutes.
+# Meant for ten minutes on two quiet cores.
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --quick
 
-# Some two hours, 40 GB of disk.
+# Above an hour, 40 GB of disk: VAR-d16 alone took 51 minutes on two quiet cores.
 bench-full: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --accuracy 2000
 	$(BIN)/python benchmarks/bench_export.py

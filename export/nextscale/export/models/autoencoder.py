@@ -39,10 +39,9 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) of any dtype to float32."""
-        if torch.compiler.is_exporting():
-            gain, shift = self.get_buffer("gain"), self.get_buffer("shift")
-            return group_norm(x.float(), self.num_groups, gain, shift, self.eps)
-        return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+        names = ("gain", "shift") if torch.compiler.is_exporting() else ("weight", "bias")
+        gain, shift = (getattr(self, name) for name in names)
+        return group_norm(x.float(), self.num_groups, gain, shift, self.eps)
 
 
 class Parts(NamedTuple):

@@ -24,13 +24,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def group_norm(x: Tensor, groups: int, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-    """Maps (B, C, h, w) float32 normalised by groups of channels, times ``gain (C, 1, 1)`` plus ``shift (C, 1, 1)``.
+    """Maps (B, C, h, w) float32 normalised by groups of channels, times ``gain`` plus ``shift``, to the same shape.
 
-    A graph gets ``InstanceNormalization`` over groups, one pass each for gain and shift, and none for a gain of 1 and
-    a shift of 0 of the groups themselves, which PyTorch's own exporter writes.
+    Both are (C), or (C, 1, 1) where a graph is traced, which multiplies maps by them as they are. A graph gets
+    ``InstanceNormalization`` over groups, one pass each for gain and shift, and none for a gain of 1 and a shift of 0
+    of the groups themselves, which PyTorch's own exporter writes.
     """
     if not torch.compiler.is_exporting():
-        return F.group_norm(x, groups, gain.flatten(), shift.flatten(), eps)
+        return F.group_norm(x, groups, gain, shift, eps)
     flat = x.reshape(x.shape[0], groups, -1)
     normed: Tensor = torch.onnx.ops.symbolic(
         "InstanceNormalization",

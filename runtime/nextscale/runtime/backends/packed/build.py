@@ -153,7 +153,7 @@ def _check(bundle: Bundle) -> None:
     if bundle.manifest.precision not in PACKED:
         raise InputError(
             f"{bundle.folder} is in {bundle.manifest.precision}, and only weights in {' or '.join(PACKED)} are packed: "
-            "a CPU computes half precision in float32, through copies; export the bundle again"
+            f"a CPU computes half precision in float32, through copies; export the bundle in {' or '.join(PACKED)}"
         )
     for file in [*(graph.file for graph in bundle.manifest.graphs), WEIGHTS_FILE]:
         check_file(bundle.folder, file, bundle.manifest.files[file])
