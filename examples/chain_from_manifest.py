@@ -33,8 +33,8 @@ def read_manifest(bundle: Path) -> Any:
     if not (bundle / "manifest.json").is_file():
         raise SystemExit(f"{bundle} is no bundle: it has no manifest.json")
     manifest = json.loads((bundle / "manifest.json").read_bytes())
-    if manifest["schema_version"] != 2:
-        raise SystemExit(f"{bundle} has manifest version {manifest['schema_version']}, this program reads 2")
+    if manifest["schema_version"] != 3:
+        raise SystemExit(f"{bundle} has manifest version {manifest['schema_version']}, this program reads 3")
     for name, file in manifest["files"].items():
         path = bundle / name
         if Path(name).name != name or path.is_symlink() or not path.is_file():
@@ -65,7 +65,9 @@ class Chain:
 
     def place(self, tensor: Any) -> tuple[int, list[int], np.dtype[Any]]:
         """First byte in its buffer, shape and dtype of a tensor."""
+        text = self.plan["models"][0][1]["text"]  # every text is padded to the longest that there may be
         symbols = {"images": self.images, "rows": self.images * len(self.plan["guidance"]["rows"])}
+        symbols |= {"text": text["tokens"]} if text else {}
         shape, dtype = [symbols.get(d, d) for d in tensor["shape"]], np.dtype(tensor["dtype"])
         return tensor["offset"] * prod(shape[1:]) * dtype.itemsize, shape, dtype
 

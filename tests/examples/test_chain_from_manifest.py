@@ -195,7 +195,7 @@ def name_a_file_outside(bundle: Path) -> None:
 
 
 def raise_the_version(bundle: Path) -> None:
-    edit_manifest(bundle, lambda data: data.update(schema_version=3))
+    edit_manifest(bundle, lambda data: data.update(schema_version=4))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def raise_the_version(bundle: Path) -> None:
     [
         (flip_a_bit, "weights.safetensors is not the file that the manifest lists"),
         (name_a_file_outside, "is not a plain file of this bundle"),
-        (raise_the_version, "has manifest version 3, this program reads 2"),
+        (raise_the_version, "has manifest version 4, this program reads 3"),
     ],
 )
 def test_what_is_not_listed_or_not_read_is_refused(

@@ -22,6 +22,7 @@ from nextscale.export.text import load_text_encoder
 from nextscale.plan.errors import InputError
 from nextscale.plan.recipes import plan_for, recipe
 from nextscale.runtime import Pipeline
+from nextscale.runtime.backends import host
 from nextscale.runtime.bundle import open_bundle
 from nextscale.runtime.manifest import WEIGHTS_FILE, Recipe
 from nextscale.runtime.text import TextTokenizer
@@ -106,6 +107,31 @@ def test_a_picture_does_not_depend_on_its_batch(name: str, made: dict[str, Made]
     for i, single in enumerate(alone):
         assert all(np.array_equal(a[i], b[0]) for a, b in zip(together.tokens, single.tokens, strict=True))
         np.testing.assert_allclose(together.floats[i], single.floats[0], atol=1e-4)
+
+
+def test_short_texts_are_computed_short_and_make_the_same_pictures(
+    made: dict[str, Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits under the eager model's tokens, which it computes with every text padded to the longest; prompts too."""
+    one, subjects = made["infinity"], texts(3, 6)
+    settings = {"seed": 5, "guidance_scale": 2.5, "top_p": 0.9, "temperature": 0.8}
+    wanted = run(one.eager, subjects, **settings)
+    with Pipeline.open(one.bundle, threads=1, batch_sizes=(2,)) as pipeline:
+        encoded = pipeline.encode(["a cat", "The golden river."])
+    monkeypatch.setattr(host, "SHORT_TEXT", 4)
+    with Pipeline.open(one.bundle, threads=1, batch_sizes=(2,)) as pipeline:
+        assert pipeline._slots._free[0].fitting(6).begin.inputs[0].shape == ("images", 8, TEXT_WIDTH)
+        logits: list[np.ndarray[Any, Any]] = []
+        pipeline.generate(
+            subjects, **settings, tokens=forced(wanted), on_step=lambda step: logits.append(step.logits())
+        )
+        short = pipeline.encode(["a cat", "The golden river."])
+    for got, step in zip(logits, wanted, strict=True):
+        expected = step.prediction.logits.numpy()
+        assert np.abs(got - expected).max() <= TOLERANCE * max(1.0, float(expected.std()))
+    for (rows, length), (all_rows, all_length) in zip(short, encoded, strict=True):
+        assert length == all_length
+        np.testing.assert_allclose(rows, all_rows, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -8,7 +8,8 @@ import pytest
 
 from nextscale.plan.buffers import Buffer, buffers
 from nextscale.plan.recipes import plan_for, recipe
-from nextscale.runtime.manifest import IMAGES, ROWS, Tensor
+from nextscale.plan.types import Plan
+from nextscale.runtime.manifest import Tensor
 from nextscale.runtime.signatures import derive_graphs
 
 SMALL = {"guidance", "top_p", "temperature"}  # a few bytes, not told as buffers
@@ -18,10 +19,10 @@ NAMES = (
 )
 
 
-def items(tensor: Tensor, rows: int) -> int:
-    """Numbers of a tensor for one picture."""
-    sizes = {IMAGES: 1, ROWS: rows}
-    return math.prod(sizes[side] if isinstance(side, str) else side for side in tensor.shape)
+def items(tensor: Tensor, plan: Plan) -> int:
+    """Numbers of a tensor for one picture of the longest text."""
+    text = plan.model().text
+    return math.prod(tensor.for_text(text.tokens if text else 0).concrete(1, plan.steps[0].rows))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,7 +36,7 @@ def test_tensors_fill_their_buffers(name: str) -> None:
                 continue
             buffer = made[tensor.buffer]
             assert tensor.dtype == {"compute": "float16"}.get(buffer.dtype, buffer.dtype), tensor.name
-            end = items(tensor, plan.steps[0].rows) + tensor.offset * buffer.row_items
+            end = items(tensor, plan) + tensor.offset * buffer.row_items
             largest[buffer.name] = max(largest[buffer.name], end)
     turns = ("state.map.", "state.code_sum.")
     for buffer in made.values():

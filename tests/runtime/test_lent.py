@@ -126,5 +126,5 @@ def test_a_slot_remembers_few_foreign_addresses(made: Pipeline) -> None:
     arrays = [np.empty(picture_shape(made, 1), np.float32) for _ in range(12)]
     for out in arrays:
         made.generate(0, seed=0, out=out)
-    (chain,) = made._slots._free
+    chain = made._slots._free[0].fitting(0)
     assert len(chain._lent) == 8

@@ -105,7 +105,7 @@ def test_a_missing_key_is_named(data: Any) -> None:
 
 @pytest.mark.parametrize(
     "version, message",
-    [(1, "export it again"), (3, "install a newer nextscale"), ("2", "expected the number 2"), (None, "expected")],
+    [(2, "export it again"), (4, "install a newer nextscale"), ("3", "expected the number 3"), (None, "expected")],
 )
 def test_other_versions_say_what_to_do(data: Any, version: Any, message: str) -> None:
     with pytest.raises(ManifestError, match=message):

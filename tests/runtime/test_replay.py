@@ -38,7 +38,7 @@ class Replaying(OnnxRuntime):
 
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Loaded:
         made = super().open(bundle, batch_sizes)
-        self.loaded = Recording(made._sessions, made.fixed["weights"], made.batch_sizes)
+        self.loaded = Recording(made._sessions, made.fixed["weights"], made.batch_sizes, made.text_lengths)
         return self.loaded
 
 

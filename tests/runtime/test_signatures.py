@@ -117,21 +117,21 @@ def test_a_text_that_is_attended_to() -> None:
     text, begin, *steps, _ = derive_graphs(text_plan(), "fp16", text=True)
     assert (text.name, text.file, text.step) == ("text", "text.onnx", None)
     assert [(t.name, t.dtype, t.shape, t.source) for t in text.inputs] == [
-        ("ids.in", "int32", ("images", 6), "ids"),
+        ("ids.in", "int32", ("images", "text"), "ids"),
         ("length.in", "int32", ("images",), "length"),
     ]
     assert [(t.name, t.dtype, t.shape, t.buffer) for t in text.outputs] == [
-        ("text.out", "float32", ("images", 6, 5), "features")
+        ("text.out", "float32", ("images", "text", 5), "features")
     ]
     assert [(t.name, t.dtype, t.shape, t.source) for t in begin.inputs] == [
-        ("text.in", "float32", ("images", 6, 5), "text"),
+        ("text.in", "float32", ("images", "text", 5), "text"),
         ("text_length.in", "int32", ("images",), "text_length"),
-        ("negative.in", "float32", ("images", 6, 5), "negative"),
+        ("negative.in", "float32", ("images", "text", 5), "negative"),
         ("negative_length.in", "int32", ("images",), "negative_length"),
     ]
     made = {t.name: (t.dtype, t.shape) for t in begin.outputs}
-    assert made["cond.text.k.01.out"] == ("float16", ("rows", 6, 2, 4 + MASK_LANES))
-    assert made["cond.text.v.01.out"] == ("float16", ("rows", 6, 2, 4 + MASK_LANES))
+    assert made["cond.text.k.01.out"] == ("float16", ("rows", "text", 2, 4 + MASK_LANES))
+    assert made["cond.text.v.01.out"] == ("float16", ("rows", "text", 2, 4 + MASK_LANES))
     assert made["cond.adaln.01.out"] == ("float32", ("rows", 6, 8))
     for step in steps:  # a text is attended to in every step
         assert {"cond.text.k.00.in", "cond.text.v.01.in"} <= set(by_name(step))

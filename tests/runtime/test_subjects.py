@@ -14,6 +14,7 @@ from support.bundles import MODEL
 from support.prompts import CROSS, PREFIX
 
 from nextscale.plan.conditioning import given as inputs_of
+from nextscale.plan.conditioning import longest
 from nextscale.plan.errors import InputError
 from nextscale.plan.types import Model
 from nextscale.runtime.subjects import Floats, Subjects, make_subjects
@@ -50,7 +51,7 @@ def fits(model: Model, made: Subjects) -> None:
     assert list(made.given) == [each.name for each in wanted]
     for each in wanted:
         array = made.given[each.name]
-        assert (array.shape, array.dtype) == ((len(made), *each.shape), np.dtype(each.dtype)), each.name
+        assert (array.shape, array.dtype) == ((len(made), *longest(each.shape, model)), np.dtype(each.dtype)), each.name
     assert len(made.names) == len(made.negatives) == len(made)
 
 

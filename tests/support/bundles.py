@@ -15,10 +15,11 @@ import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 from support.net import Net
-from support.prompts import IDS, begin_graph, text_graph, words_tokenizer
+from support.prompts import IDS, as_long_as, begin_graph, text_graph, words_tokenizer
 from support.prompts import text_plan as plan_of_texts
 
 from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.conditioning import longest
 from nextscale.plan.methods.fastvar import FastVAR
 from nextscale.plan.schedules import tokens
 from nextscale.plan.types import Model, Plan, Sampling, Tokenizer
@@ -158,7 +159,7 @@ def _step(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
     hidden = net.const(np.zeros(model.width))
     for i, tensor in enumerate(t for t in graph.inputs if t.source is None):  # rows: (R, C); tapes: (L, R, H, hd)
         weight = net.const(np.cos(np.arange(model.width) * (i + 1)) * 0.7)
-        hidden = net("Add", hidden, net("Mul", _row_vector(net, tensor, model.width), weight))
+        hidden = net("Add", hidden, net("Mul", _row_vector(net, tensor, model), weight))
     hidden = net("Tanh", hidden, output="hidden")  # (R, C)
     logits = net("Gemm", hidden, net.weight("var/head.weight", weights), transB=1)
     halves = net("Reshape", logits, net.const([2, -1, model.head_outputs], np.int64))  # (2, B, V)
@@ -180,12 +181,12 @@ def _step(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
             net("Add", net("Unsqueeze", hidden, net.const([1], np.int64)), places, output=tensor.name)
 
 
-def _row_vector(net: Net, tensor: Tensor, width: int) -> str:
+def _row_vector(net: Net, tensor: Tensor, model: Model) -> str:
     """Anything read from a buffer as (R, C) or (R, 1)."""
     if tensor.name.startswith("tape"):  # order counts: each row of the tape has its own weight
         scale = net.const(np.linspace(1, 2, int(tensor.shape[0])).reshape(-1, 1, 1, 1) / int(tensor.shape[0]))
         summed = net("ReduceSum", net("Mul", tensor.name, scale), net.const([0], np.int64), keepdims=0)
-        return net("Reshape", summed, net.const([-1, width], np.int64))
+        return net("Reshape", summed, net.const([-1, model.width], np.int64))
     if tensor.name.startswith("state"):
         mean = net("ReduceMean", tensor.name, net.const(list(range(1, len(tensor.shape))), np.int64), keepdims=0)
         column = net("Unsqueeze", mean, net.const([1], np.int64))
@@ -196,9 +197,11 @@ def _row_vector(net: Net, tensor: Tensor, width: int) -> str:
         return tensor.name
     if len(tensor.shape) == 3:
         return net("ReduceMean", tensor.name, net.const([1], np.int64), keepdims=0)
-    parts = tuple(int(d) for d in tensor.shape[1:])  # a text's keys or values: (R, T, H, hd)
-    scale = net.const(np.cos(np.arange(np.prod(parts))).reshape(parts) / parts[0])
-    summed = net("ReduceSum", net("Mul", tensor.name, scale), net.const([1, 2, 3], np.int64), keepdims=0)
+    parts = longest(tensor.shape[1:], model)  # a text's keys or values: (R, T, H, hd)
+    scale = np.cos(np.arange(np.prod(parts))).reshape(parts) / parts[0]
+    scale[2:] = 0  # so that a shorter axis is the same text
+    weighed = net("Mul", tensor.name, as_long_as(net, tensor.name, net.const(scale), 0))
+    summed = net("ReduceSum", weighed, net.const([1, 2, 3], np.int64), keepdims=0)
     return net("Unsqueeze", summed, net.const([1], np.int64))
 
 

@@ -10,6 +10,7 @@ from onnx import TensorProto
 from support.net import Net
 
 from nextscale.plan.chain import next_scale_plan
+from nextscale.plan.conditioning import longest
 from nextscale.plan.methods.fastvar import FastVAR
 from nextscale.plan.types import Diffusion, Grid, Model, Plan, Sampling, Text, Tokenizer
 from nextscale.runtime.manifest import Graph
@@ -49,9 +50,11 @@ def words_tokenizer(length: int) -> str:
 
 def text_graph(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
     """An embedding by id and place; what stands behind a prompt's length has features too, as encoders leave them."""
-    length, width = (int(d) for d in graph.outputs[0].shape[1:])
+    text = plan.models[0][1].text
+    assert text is not None
     embedded = net("Gather", net.weight("text/embed.weight", weights), "ids.in")  # (B, T, W)
-    places = net.const(np.cos(np.arange(length * width)).reshape(length, width))
+    every = net.const(np.cos(np.arange(text.tokens * text.width)).reshape(text.tokens, text.width))
+    places = as_long_as(net, "ids.in", every, 0)
     of_length = net("Unsqueeze", net("Cast", "length.in", to=TensorProto.FLOAT), net.const([1, 2], np.int64))
     net("Add", net("Add", embedded, places), net("Mul", of_length, net.const(0.1)), output="text.out")
 
@@ -68,8 +71,9 @@ def begin_graph(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
     if text.use == "cross":
         rows = [_pooled(net, text, "text.in", "text_length.in")]
         none = net("Equal", "negative_length.in", net.const(0, np.int32))
-        lengths.append(net("Where", none, all_tokens, "negative_length.in"))
+        lengths.append(net("Where", none, "text_length.in", "negative_length.in"))
         pick = net("Unsqueeze", none, net.const([1, 2], np.int64))
+        table = as_long_as(net, "text.in", table, 0)
         rows.append(_pooled(net, text, net("Where", pick, table, "negative.in"), lengths[1]))
     else:
         lengths.append(net("Add", net("Mul", "text_length.in", net.const(0, np.int32)), all_tokens))
@@ -81,15 +85,28 @@ def begin_graph(net: Net, plan: Plan, graph: Graph, weights: Path) -> None:
         if tensor.name == "cond.position.out":
             net("Cast", length, to=TensorProto.FLOAT, output=tensor.name)
         else:
-            parts = int(np.prod(tensor.shape[1:])) // model.width
+            shape = longest(tensor.shape[1:], model)
+            parts = int(np.prod(shape)) // model.width
             scale = net.const(np.linspace(0.5, 1.5, parts)[:, None] * np.cos(i + np.arange(model.width)))
             wide = net("Mul", net("Unsqueeze", both, net.const([1], np.int64)), scale)  # (R, parts, C)
-            net("Reshape", wide, net.const([-1, *tensor.shape[1:]], np.int64), output=tensor.name)
+            every = net("Reshape", wide, net.const([-1, *shape], np.int64))
+            if shape == tensor.shape[1:]:
+                net("Identity", every, output=tensor.name)
+            else:
+                as_long_as(net, "text.in", every, 1, output=tensor.name)
 
 
 def _pooled(net: Net, text: Text, features: str, length: str) -> str:
     """Features (B, T, W) of places before the length to one vector (B, W); each place has its own weight."""
-    seen = net("Less", net.const(np.arange(text.tokens), np.int32), net("Unsqueeze", length, net.const([1], np.int64)))
-    weight = net("Mul", net("Cast", seen, to=TensorProto.FLOAT), net.const(np.cos(np.arange(text.tokens))))  # (B, T)
+    places = as_long_as(net, features, net.const(np.arange(text.tokens), np.int32), 0)
+    seen = net("Less", places, net("Unsqueeze", length, net.const([1], np.int64)))
+    weight = as_long_as(net, features, net.const(np.cos(np.arange(text.tokens))), 0)
+    weight = net("Mul", net("Cast", seen, to=TensorProto.FLOAT), weight)  # (B, T)
     weighed = net("Mul", features, net("Unsqueeze", weight, net.const([2], np.int64)))
     return net("ReduceSum", weighed, net.const([1], np.int64), keepdims=0)
+
+
+def as_long_as(net: Net, text: str, value: str, axis: int, output: str | None = None) -> str:
+    """The start of a value's axis, as long as the second of ``text`` is."""
+    end = net("Shape", text, start=1, end=2)
+    return net("Slice", value, net.const([0], np.int64), end, net.const([axis], np.int64), output=output)

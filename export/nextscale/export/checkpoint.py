@@ -174,6 +174,6 @@ def _shorter(model: Model, tokens: int | None) -> Model:
         return model
     if model.text is None or model.text.use != "cross":
         raise InputError(f"texts of {tokens} tokens are asked for, and the model attends to none of any length")
-    if not 1 <= tokens <= model.text.tokens:
-        raise InputError(f"texts of {tokens} tokens are asked for; the model knows 1 to {model.text.tokens}")
+    if not 2 <= tokens <= model.text.tokens:
+        raise InputError(f"texts of {tokens} tokens are asked for; the model knows 2 to {model.text.tokens}")
     return replace(model, text=replace(model.text, tokens=tokens))

@@ -14,7 +14,7 @@ from nextscale.export.families import tokenizer_model, transformer
 from nextscale.export.int8 import in_integers, integer_layers
 from nextscale.export.models.resize import resizes_of
 from nextscale.export.names import bundle_names
-from nextscale.export.trace import Argument, Component, Piece, trace, without_weights
+from nextscale.export.trace import Argument, Component, Piece, Symbols, trace, without_weights
 from nextscale.plan.conditioning import Condition, block_conditions, conditions, given
 from nextscale.plan.types import Layer, Plan, Step, SubLayer
 from nextscale.runtime.manifest import ROWS, Graph
@@ -56,7 +56,8 @@ class GraphBuilder:
 
     def __init__(self, plan: Plan, precision: str, traced: Traced | None = None) -> None:
         self.plan, self.dtype = plan, DTYPES[precision]
-        self.rows = len(plan.guidance.rows)
+        self.rows, text = len(plan.guidance.rows), plan.model().text
+        self.symbols = Symbols(self.rows, text.tokens if text else 0)
         self.traced: Traced = {} if traced is None else traced
         self.pieces: dict[Hashable, Piece] = {}
         # What every piece depends on beside its own shape.
@@ -82,7 +83,7 @@ class GraphBuilder:
         for done, keys in _batches(missing, PIECES_PER_TRACE):
             pieces = [self.pieces[key] for key in keys]
             progress(done, len(missing), f"{pieces[0].label} ... {pieces[-1].label}")
-            self.traced.update(zip(keys, trace(pieces, self.mode, self.rows), strict=True))
+            self.traced.update(zip(keys, trace(pieces, self.mode, self.symbols), strict=True))
         composers = []
         for blueprint in self.blueprints:
             composer = Composer(blueprint.signature)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nextscale.export.models.contract import Derived
 from nextscale.export.models.ops import linear
-from nextscale.export.trace import Shape
+from nextscale.plan.conditioning import Shape
 
 
 class TextEncoder(nn.Module, ABC):

@@ -16,7 +16,8 @@ from nextscale.export.text_encoder import TextEncoder
 from nextscale.export.text_folder import encoder_of
 from nextscale.export.text_qwen2 import Qwen2Encoder
 from nextscale.export.text_t5 import T5Encoder
-from nextscale.export.trace import Argument, Component, Piece, trace, without_weights
+from nextscale.export.trace import POSITIONS, Argument, Component, Piece, Symbols, trace, without_weights
+from nextscale.plan.conditioning import TEXT
 from nextscale.runtime.manifest import IMAGES, Graph
 
 DERIVED = {**T5Encoder.DERIVED, **Qwen2Encoder.DERIVED}
@@ -71,7 +72,8 @@ def text_graph(encoder: TextEncoder, signature: Graph, traced: dict[Hashable, Co
         with without_weights() as mode:
             blank = encoder_of(encoder.sizes, encoder.tokens, encoder.prefix).eval().requires_grad_(False).fold()
             pieces = text_pieces(blank.compute_in(encoder.dtype))
-        traced |= zip(parts, trace(pieces, mode, 1), strict=True)
+        symbols = Symbols(1, blank.tokens, len(blank.prefix))
+        traced |= zip(parts, trace(pieces, mode, symbols), strict=True)
     begin, block, finish = (traced[key] for key in parts)
 
     composer = Composer(signature)
@@ -89,9 +91,9 @@ def text_graph(encoder: TextEncoder, signature: Graph, traced: dict[Hashable, Co
 
 
 def text_pieces(encoder: TextEncoder) -> tuple[Piece, Piece, Piece]:
-    """Before the blocks, a block, behind the blocks."""
-    given = (Argument(IDS, (IMAGES, encoder.tokens), torch.int32), Argument(LENGTH, (IMAGES,), torch.int32))
-    x = Argument("x.in", (IMAGES, len(encoder.prefix) + encoder.tokens, encoder.width))
+    """Before the blocks, a block, behind the blocks; for texts of any length, whatever the signature asks for."""
+    given = (Argument(IDS, (IMAGES, TEXT), torch.int32), Argument(LENGTH, (IMAGES,), torch.int32))
+    x = Argument("x.in", (IMAGES, POSITIONS if encoder.prefix else TEXT, encoder.width))
     return (
         Piece("text.begin", Begin(encoder), given, ("x.out", "bias.out")),
         Piece("text.block", Block(encoder), (x, Argument("bias.in", encoder.bias_shape)), ("x.out",)),

@@ -19,7 +19,8 @@ from nextscale.export.models.contract import Derived, Rotation
 from nextscale.export.models.layers import RMSNorm
 from nextscale.export.models.mixed_rope import turn
 from nextscale.export.text_encoder import TextEncoder, attention, embed, heads_of, hidden_from, project
-from nextscale.export.trace import Shape
+from nextscale.export.trace import POSITIONS
+from nextscale.plan.conditioning import Shape
 from nextscale.runtime.manifest import IMAGES
 
 
@@ -50,9 +51,10 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(inner, sizes.width, bias=False)
 
     def forward(self, y: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, n, C) to the same shape; ``bias`` (B, 1, n, n), ``cos`` and ``sin`` (n, hd)."""
+        """(B, n, C) to the same shape; ``bias`` (B, 1, n, n), ``cos`` and ``sin`` (n or more, hd)."""
         q, k, v = (heads_of(project(y, layer), self.head_dim) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        rotation = Rotation(cos, sin)
+        n = y.shape[1]
+        rotation = Rotation(cos[:n], sin[:n])
         mixed = attention(turn(q, rotation), turn(k, rotation), v, self.head_dim**-0.5, bias)
         return project(mixed, self.o_proj)
 
@@ -122,8 +124,7 @@ class Qwen2Encoder(TextEncoder):
     @property
     def bias_shape(self) -> Shape:
         """Alike for all heads."""
-        n = len(self.prefix) + self.tokens
-        return IMAGES, 1, n, n
+        return IMAGES, 1, POSITIONS, POSITIONS
 
     def fold(self) -> Self:
         """The rotary positions, and the rows of the prefix where there is one."""
@@ -150,7 +151,7 @@ class Qwen2Encoder(TextEncoder):
             # A row of it for each prompt, told from the prompts: an expand would ask the trace for a number of images.
             rows = torch.where((length >= 0)[:, None, None], self.get_buffer("prefix_embedding"), 0.0)
             x = torch.cat((rows, x), dim=1)
-        place = torch.arange(before + self.tokens, device=ids.device)
+        place = torch.arange(x.shape[1], device=ids.device)
         there = place < before + length[:, None]  # (B, n): the prefix and the prompt
         seen = there[:, None] & (place[None, :] <= place[:, None])  # (B, n, n): of each query, its keys
         return x, hidden_from(seen).unsqueeze(1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nextscale.export.models.contract import Derived
 from nextscale.export.models.layers import RMSNorm
 from nextscale.export.text_encoder import TextEncoder, attention, embed, heads_of, hidden_from, project
-from nextscale.export.trace import Shape
+from nextscale.plan.conditioning import TEXT, Shape
 from nextscale.runtime.manifest import IMAGES
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -160,7 +160,7 @@ class T5Encoder(TextEncoder):
     @property
     def bias_shape(self) -> Shape:
         """Of every head."""
-        return IMAGES, self.sizes.heads, self.tokens, self.tokens
+        return IMAGES, self.sizes.heads, TEXT, TEXT
 
     def fold(self) -> Self:
         """The relative positions of ``tokens`` tokens as one bias for all blocks, (1, H, T, T)."""
@@ -180,8 +180,10 @@ class T5Encoder(TextEncoder):
 
     def begin(self, ids: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """x, and the bias (B, H, T, T): relative positions, and the lengths."""
-        seen = torch.arange(self.tokens, device=ids.device) < length[:, None]  # (B, T)
-        return embed(ids, self.shared), self.get_buffer("position_bias") + hidden_from(seen)[:, None, None]
+        tokens = ids.shape[1]
+        seen = torch.arange(tokens, device=ids.device) < length[:, None]  # (B, T)
+        bias = self.get_buffer("position_bias")[:, :, :tokens, :tokens]
+        return embed(ids, self.shared), bias + hidden_from(seen)[:, None, None]
 
     def finish(self, x: Tensor) -> Tensor:
         """The last norm."""

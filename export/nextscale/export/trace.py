@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -18,18 +19,57 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
+from nextscale.plan.conditioning import TEXT, Shape
 from nextscale.runtime.manifest import IMAGES, ROWS
 
 OPSET = 20
-# Any number above 1 will do: tracing specialises on 0 and 1.
+# Any number above 1 will do (tracing specialises on 0 and 1) that no other symbol has.
 EXAMPLE_IMAGES = 3
+EXAMPLE_TEXTS = (5, 4, 2)
+POSITIONS = "positions"
 
-Shape = tuple[int | str, ...]
+
+@dataclass(frozen=True)
+class Symbols:
+    """What the symbols in the shapes of a trace stand for.
+
+    ``rows`` are ``guidance_rows`` times ``images``; a ``text`` has up to ``text`` tokens, and its ``positions`` are its
+    tokens and ``prefix`` more.
+    """
+
+    guidance_rows: int
+    text: int = 0
+    prefix: int = 0
+
+    def examples(self) -> dict[str, int]:
+        """A number for each, to trace with."""
+        tokens = next((n for n in EXAMPLE_TEXTS if n <= self.text), 0)
+        images = {IMAGES: EXAMPLE_IMAGES, ROWS: EXAMPLE_IMAGES * self.guidance_rows}
+        return images | {TEXT: tokens, POSITIONS: self.prefix + tokens}
+
+    def dimensions(self) -> dict[str, Any]:
+        """What PyTorch is told of them."""
+        images = Dim(IMAGES, min=1, max=4096)
+        told = {IMAGES: images, ROWS: self.guidance_rows * images}
+        if self.text > 1:
+            text = Dim(TEXT, min=1, max=self.text)
+            told |= {TEXT: text, POSITIONS: self.prefix + text if self.prefix else text}
+        return told
+
+    def told(self, symbol: str, by: str) -> tuple[str, int] | None:
+        """The operator and the number that make one symbol of another; None for symbols that have nothing in common."""
+        operators = {
+            (ROWS, IMAGES): ("Mul", self.guidance_rows),
+            (IMAGES, ROWS): ("Div", self.guidance_rows),
+            (POSITIONS, TEXT): ("Add", self.prefix),
+            (TEXT, POSITIONS): ("Sub", self.prefix),
+        }
+        return ("Identity", 0) if symbol == by else operators.get((symbol, by))
 
 
 @dataclass(frozen=True)
 class Argument:
-    """An input of a piece: its name in the graph, its shape with the symbols images and rows, its dtype."""
+    """An input of a piece: its name in the graph, its shape of numbers and symbols, its dtype."""
 
     name: str
     shape: Shape
@@ -102,11 +142,9 @@ class _Together(nn.Module):
         return tuple(results)
 
 
-def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> list[Component]:
+def trace(pieces: Sequence[Piece], mode: FakeTensorMode, symbols: Symbols) -> list[Component]:
     """Traces all pieces at once; a weight keeps its name in its module's state, derived buffers included."""
-    images = Dim(IMAGES, min=1, max=4096)
-    symbols = {IMAGES: images, ROWS: guidance_rows * images}
-    sizes = {IMAGES: EXAMPLE_IMAGES, ROWS: EXAMPLE_IMAGES * guidance_rows}
+    dimensions, sizes = symbols.dimensions(), symbols.examples()
     # Every trace has an input of the images symbol, so that rows can be told as a multiple of it.
     arguments = [Argument("images", (IMAGES,)), *(a for piece in pieces for a in piece.arguments)]
     with mode:
@@ -123,7 +161,7 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
             opset_version=OPSET,
             optimize=False,  # constant folding cannot read weights that are not there
             dynamic_shapes=(
-                tuple({i: symbols[d] for i, d in enumerate(a.shape) if isinstance(d, str)} for a in arguments),
+                tuple({i: dimensions[d] for i, d in enumerate(a.shape) if isinstance(d, str)} for a in arguments),
             ),
             input_names=[f"input_{i}" for i in range(len(arguments))],
             verbose=False,
@@ -131,7 +169,7 @@ def trace(pieces: Sequence[Piece], mode: FakeTensorMode, guidance_rows: int) -> 
         assert program is not None
         lifted = _lift_weights(program.model, module)
         program.optimize()
-    return _apart(ir.to_proto(program.model).graph, pieces, lifted, guidance_rows)
+    return _apart(ir.to_proto(program.model).graph, pieces, lifted, symbols)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -151,7 +189,7 @@ def _lift_weights(model: ir.Model, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _apart(
-    graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Tensor], guidance_rows: int
+    graph: onnx.GraphProto, pieces: Sequence[Piece], lifted: dict[str, Tensor], symbols: Symbols
 ) -> list[Component]:
     """The pieces' own graphs: what their outputs are made from."""
     makers = {name: i for i, node in enumerate(graph.node) for name in node.output}
@@ -177,7 +215,7 @@ def _apart(
             node=[
                 node
                 for i in sorted({makers[name] for name in reached & makers.keys()})
-                for node in _at_home(graph.node[i], shapes, own, guidance_rows)
+                for node in _at_home(graph.node[i], shapes, own, symbols)
             ],
             initializer=[constants[name] for name in sorted(reached & constants.keys())],
             output=[helper.make_empty_tensor_value_info(name) for name in made],
@@ -196,26 +234,29 @@ def _itself(name: str, graph: onnx.GraphProto, makers: Mapping[str, int], lifted
 
 
 def _at_home(
-    node: onnx.NodeProto, shapes: Mapping[str, Shape], own: Mapping[str, Shape], guidance_rows: int
+    node: onnx.NodeProto, shapes: Mapping[str, Shape], own: Mapping[str, Shape], symbols: Symbols
 ) -> list[onnx.NodeProto]:
-    """A look at how many pictures or rows there are, at an argument of the piece itself.
+    """A look at how many pictures, rows or tokens of a text there are, at an argument of the piece itself.
 
-    A trace has one symbol for pictures, and asks whichever of all pieces' arguments tells it first.
+    A trace has one symbol for each, and asks whichever of all pieces' arguments tells it first.
     """
     if node.op_type != "Shape" or node.input[0] in own or node.input[0] not in shapes:
         return [node]
     axes = {a.name: a.i for a in node.attribute}
-    asked = shapes[node.input[0]][axes.get("start", 0)]
-    name, shape = next((n, s) for n, s in own.items() if IMAGES in s or ROWS in s)
-    symbol = next(d for d in shape if isinstance(d, str))
-    axis, out = shape.index(symbol), node.output[0]
+    asked, out = str(shapes[node.input[0]][axes.get("start", 0)]), node.output[0]
+    name, axis, symbol, (operator, number) = next(
+        (name, axis, symbol, told)
+        for name, shape in own.items()
+        for axis, symbol in enumerate(shape)
+        if isinstance(symbol, str) and (told := symbols.told(asked, symbol))
+    )
     if symbol == asked:
         return [helper.make_node("Shape", [name], [out], node.name, start=axis, end=axis + 1)]
-    looked, rows = f"{out}_{symbol}", f"{out}_guidance_rows"
+    looked, constant = f"{out}_{symbol}", f"{out}_number"
     return [
         helper.make_node("Shape", [name], [looked], node.name, start=axis, end=axis + 1),
-        helper.make_node("Constant", [], [rows], f"{node.name}_rows", value_ints=[guidance_rows]),
-        helper.make_node("Mul" if asked == ROWS else "Div", [looked, rows], [out], f"{node.name}_{asked}"),
+        helper.make_node("Constant", [], [constant], f"{node.name}_number", value_ints=[number]),
+        helper.make_node(operator, [looked, constant], [out], f"{node.name}_{asked}"),
     ]
 
 

@@ -47,8 +47,9 @@ def _text(model: Model) -> Iterator[str]:
         yield f"uses its text as {text.use!r}, which is none of {', '.join(TEXT_USES)}"
     if text.use == "cross" and not attends:
         yield f"has a text to attend to, and no 'ca' among its sub-layers {list(model.sub_layers)}"
-    if text.tokens < 1 or text.width < 1:
-        yield f"has a text of {text.tokens} vectors of {text.width} numbers: both must be 1 or more"
+    least = 2 if text.use == "cross" else 1  # an axis of any length cannot be traced for 1
+    if text.tokens < least or text.width < 1:
+        yield f"has a text of {text.tokens} vectors of {text.width} numbers: at least {least} of 1 are needed"
 
 
 def _parts(model: Model) -> Iterator[str]:

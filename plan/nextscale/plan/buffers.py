@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nextscale.plan.conditioning import conditions, given
+from nextscale.plan.conditioning import conditions, given, longest
 from nextscale.plan.schedules import tokens
 from nextscale.plan.types import Layer, Model, Plan, Step
 
@@ -82,14 +82,17 @@ def _conditioning(plan: Plan) -> Iterator[Buffer]:
     for weight_set, model in plan.models:
         rows, name = _rows(plan, weight_set), f"cond.{_prefix(plan, weight_set)}"
         for made in conditions(model):
-            yield Buffer(f"{name}{made.name}", "conditioning", made.dtype, 1, rows * math.prod(made.shape))
+            yield Buffer(
+                f"{name}{made.name}", "conditioning", made.dtype, 1, rows * math.prod(longest(made.shape, model))
+            )
 
 
 def _given(plan: Plan) -> tuple[Buffer, ...]:
     """What the caller hands to ``begin``, once for a picture: candidates and weight sets share it."""
-    inputs = {each.name: each for _, model in plan.models for each in given(model)}
+    inputs = {each.name: (each, model) for _, model in plan.models for each in given(model)}
     return tuple(
-        Buffer(each.name, "inputs and outputs", each.dtype, 1, math.prod(each.shape)) for each in inputs.values()
+        Buffer(each.name, "inputs and outputs", each.dtype, 1, math.prod(longest(each.shape, model)))
+        for each, model in inputs.values()
     )
 
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nextscale.plan.types import Model, Step
+from nextscale.plan.types import Model, Step, Text
 
 # Channels behind those of a text's keys that keep queries from tokens behind its length: a mask that no kernel has to
 # know of. Eight, for kernels like multiples of it. Values have as many, of zeros: TensorRT asks one shape of both.
 MASK_LANES = 8
+
+# The axis of a text that is cross-attended: as many tokens as the longest text of a pass has, or more. The longest that
+# the model takes is its ``text.tokens``; see :func:`longest`.
+TEXT = "text"
+
+Shape = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Given:
     """An input of ``begin``: ``(images, *shape)``, ``int32`` or ``float32``, written by the caller."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: str
 
 
@@ -33,7 +39,7 @@ class Condition:
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     reader: str
     dtype: str = "float32"
     layer: int | None = None
@@ -56,9 +62,20 @@ def given(model: Model) -> tuple[Given, ...]:
     inputs = [Given("labels", (), "int32")] if model.classes else []
     if model.text is not None:
         for name in ("text", "negative") if model.text.use == "cross" else ("text",):
-            inputs.append(Given(name, (model.text.tokens, model.text.width), "float32"))
+            inputs.append(Given(name, (text_axis(model.text), model.text.width), "float32"))
             inputs.append(Given(f"{name}_length", (), "int32"))
     return tuple(inputs)
+
+
+def text_axis(text: Text) -> int | str:
+    """How many tokens graphs take of a text: any number where blocks attend to it, all of them where it is a prefix."""
+    return TEXT if text.use == "cross" else text.tokens
+
+
+def longest(shape: Shape, model: Model) -> tuple[int, ...]:
+    """The numbers of a shape for the longest text that the model takes."""
+    tokens = model.text.tokens if model.text else 0
+    return tuple(tokens if d == TEXT else int(d) for d in shape)
 
 
 def conditions(model: Model) -> tuple[Condition, ...]:
@@ -79,12 +96,12 @@ def block_conditions(model: Model, layer: int) -> tuple[Condition, ...]:
     return tuple(c for c in conditions(model) if c.reader == "block" and c.layer == layer)
 
 
-def _of_block(model: Model) -> list[tuple[str, tuple[int, ...], str]]:
+def _of_block(model: Model) -> list[tuple[str, Shape, str]]:
     """Part, shape and dtype of what one block has for itself: adaLN parameters, the text's keys and values."""
-    parts: list[tuple[str, tuple[int, ...], str]] = []
+    parts: list[tuple[str, Shape, str]] = []
     if model.adaln:
         parts.append(("adaln", (6, model.width), "float32"))
     if model.text is not None and model.text.use == "cross":
-        shape = (model.text.tokens, model.heads, model.head_dim + MASK_LANES)
+        shape = (TEXT, model.heads, model.head_dim + MASK_LANES)
         parts += [("text.k", shape, "compute"), ("text.v", shape, "compute")]
     return parts

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nextscale.plan.aliasing import buffer_bytes, item_bytes, lifetimes, pack
 from nextscale.plan.buffers import buffers
-from nextscale.plan.conditioning import conditions, given
+from nextscale.plan.conditioning import conditions, given, longest
 from nextscale.plan.devices import Device
 from nextscale.plan.editing import computed_tokens
 from nextscale.plan.errors import InputError
@@ -235,9 +235,9 @@ def _begin(plan: Plan, images: int, precision: str) -> GraphCost:
         flops += rows * (2 * model.width * model.width * (adaln + 2) + _text_flops(model))
         labels = model.classes * model.width  # of the class table only the rows asked for are read
         moved["weights"] += item * (begin_parameters(model) - labels)
-        moved["activations"] += 4 * images * sum(math.prod(each.shape) for each in given(model))
+        moved["activations"] += 4 * images * sum(math.prod(longest(g.shape, model)) for g in given(model))
         for made in conditions(model):
-            moved["activations"] += rows * math.prod(made.shape) * item_bytes(made.dtype, precision)
+            moved["activations"] += rows * math.prod(longest(made.shape, model)) * item_bytes(made.dtype, precision)
     return GraphCost("begin", {"linear": flops}, moved)
 
 

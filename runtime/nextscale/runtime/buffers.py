@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from nextscale.runtime.backends.base import Bound, Loaded
@@ -148,6 +149,11 @@ class Slot:
     def view(self, tensor: Tensor, images: int) -> NDArray[Any]:
         """The host's array of a tensor, for a pass of so many pictures."""
         return self.memory.view(self.start(tensor, images), tensor.concrete(images, self._rows), tensor.dtype)
+
+    def write(self, tensor: Tensor, images: int, values: Any) -> None:
+        """Put what the host gives into a tensor's array; of a text that is padded further, the tokens that it takes."""
+        view = self.view(tensor, images)
+        view[...] = values[tuple(map(slice, view.shape))] if isinstance(values, np.ndarray) else values
 
     def push(self, tensor: Tensor, images: int) -> None:
         """Bring a tensor that the host wrote to the device."""

@@ -38,11 +38,28 @@ class Link:
         return drawn - start, time.perf_counter() - drawn
 
 
+class Chains:
+    """The chains of one slot: the same graphs, for texts of every length that the backend has them for."""
+
+    def __init__(
+        self, graphs: Sequence[Graph], loaded: Loaded, slot: Slot, replays: bool, batch_sizes: Sequence[int]
+    ) -> None:
+        self.slot = slot
+        self._by_text = {
+            tokens: Chain([graph.for_text(tokens) for graph in graphs], loaded, slot, replays, batch_sizes)
+            for tokens in sorted(loaded.text_lengths)
+        }
+
+    def fitting(self, tokens: int) -> Chain:
+        """The chain for the shortest text of ``tokens`` or more; the longest is asked for no more than it takes."""
+        return self._by_text[min((n for n in self._by_text if n >= tokens), default=max(self._by_text))]
+
+
 class Chain:
     """All graphs on one slot. Where the backend ``replays``, they run captured: the whole picture, and each by itself.
 
-    ``graphs`` are unrolled. What is captured is bound, run and captured now for all of ``batch_sizes``, so that nothing
-    is taken later. Whoever calls holds the slot's lock.
+    ``graphs`` are unrolled, and for texts of one length. What is captured is bound, run and captured now for all of
+    ``batch_sizes``, so that nothing is taken later. Whoever calls holds the slot's lock.
     """
 
     def __init__(

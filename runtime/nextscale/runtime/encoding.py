@@ -35,25 +35,30 @@ class TextEncoder:
         return None if self._bundle.manifest.tokenizer is None else lambda prompts: self.encode(prompts, control)
 
     def encode(self, prompts: Sequence[str], control: Control, truncate: bool = False) -> list[tuple[Floats, int]]:
-        """Features (tokens, width) of every prompt, and how many of its tokens count."""
+        """Features (tokens, width) of every prompt, and how many tokens count: where blocks attend to them, all."""
         ids, lengths = self.tokenizer.ids_of(prompts, truncate)
-        with self._slots.take(control) as chain, chain.slot.lock:
-            return list(_encode_host(chain, ids, lengths, self._batch_sizes))
+        with self._slots.take(control) as chains, chains.slot.lock:
+            chain = chains.fitting(int(lengths.max(initial=0)))
+            return list(_encode_host(chain, ids, lengths, self._batch_sizes, self._bundle.manifest.text_tokens > 0))
 
 
 def _encode_host(
-    chain: Chain, ids: NDArray[np.int32], lengths: NDArray[np.int32], batch_sizes: Sequence[int]
+    chain: Chain, ids: NDArray[np.int32], lengths: NDArray[np.int32], batch_sizes: Sequence[int], cut: bool
 ) -> Iterator[tuple[Floats, int]]:
-    """Features (tokens, width) and length of every row of ids (prompts, tokens), on a slot that nothing else uses."""
+    """Features and length of every row of ids (prompts, tokens), on a slot that nothing else uses.
+
+    Features are of all tokens, or where they are ``cut`` of those that count.
+    """
     graph, slot = chain.text, chain.slot
     assert graph is not None  # a bundle without the graph has no tokenizer either
     given: dict[str, NDArray[Any]] = {"ids": ids, "length": lengths}
     for part, images in passes(len(ids), batch_sizes):
         pick = [*part, *[part[-1]] * (images - len(part))]
         for tensor in requested(graph):
-            slot.view(tensor, images)[...] = given[tensor.source or ""][pick]
+            slot.write(tensor, images, given[tensor.source or ""][pick])
         slot.push_requests()
         chain.execute(graph, images)
         settle(chain, [graph], images)
         made = slot.pull(graph.outputs[0], images)[: len(part)].copy()
-        yield from zip(made, lengths[part.start : part.stop].tolist(), strict=True)
+        for features, length in zip(made, lengths[part.start : part.stop].tolist(), strict=True):
+            yield features[:length] if cut else features, length

@@ -10,17 +10,18 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from nextscale.plan import codec
+from nextscale.plan.conditioning import TEXT
 from nextscale.plan.types import Plan
 from nextscale.runtime import strict
 from nextscale.runtime.errors import ManifestError
 from nextscale.runtime.plans import check_classes, check_plan, read_plan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "float32"}  # of tapes and caches
@@ -35,13 +36,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class Tensor:
     """One input or output of a graph, and where its data lives.
 
-    ``shape`` holds numbers and the symbols ``images`` (pictures of the pass) and ``rows`` (guidance rows times
-    pictures). The tensor is the ``shape[0]`` rows of ``buffer`` from row ``offset`` on, contiguous; a row has
-    ``prod(shape[1:])`` items. ``access``: ``read`` (an input), ``append`` (new rows behind those that earlier graphs
-    wrote) or ``replace`` (what the buffer held is over). ``source`` is None for data that other graphs wrote, else
-    what the caller puts there before the graph runs: ``ids`` and ``length`` of a prompt; ``labels``, or ``text``,
-    ``text_length``, ``negative`` and ``negative_length``; ``uniforms.0``, ``uniforms.1`` and ``uniforms.2`` (noise of
-    that stream), ``guidance``, ``top_p``, ``temperature``, ``tokens``.
+    ``shape`` holds numbers and the symbols ``images`` (pictures of the pass), ``rows`` (guidance rows times pictures)
+    and ``text`` (tokens of the longest text of the pass, or more). The tensor is the ``shape[0]`` rows of ``buffer``
+    from row ``offset`` on, contiguous; a row has ``prod(shape[1:])`` items. ``access``: ``read`` (an input), ``append``
+    (new rows behind those that earlier graphs wrote) or ``replace`` (what the buffer held is over). ``source`` is None
+    for data that other graphs wrote, else what the caller puts there before the graph runs: ``ids`` and ``length`` of a
+    prompt; ``labels``, or ``text``, ``text_length``, ``negative`` and ``negative_length``; ``uniforms.0``,
+    ``uniforms.1`` and ``uniforms.2`` (noise of that stream), ``guidance``, ``top_p``, ``temperature``, ``tokens``.
     """
 
     name: str
@@ -52,8 +53,12 @@ class Tensor:
     access: str
     source: str | None = None
 
+    def for_text(self, tokens: int) -> Tensor:
+        """The tensor with that number in the place of the symbol ``text``."""
+        return replace(self, shape=tuple(tokens if d == TEXT else d for d in self.shape))
+
     def concrete(self, images: int, guidance_rows: int) -> tuple[int, ...]:
-        """The shape for so many pictures."""
+        """The shape for so many pictures, of a tensor whose text has a number."""
         symbols = {IMAGES: images, ROWS: images * guidance_rows}
         return tuple(symbols[d] if isinstance(d, str) else d for d in self.shape)
 
@@ -73,6 +78,11 @@ class Graph:
     step: int | None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+    def for_text(self, tokens: int) -> Graph:
+        """The graph with that number in the place of the symbol ``text``, wherever it stands."""
+        inputs, outputs = (tuple(t.for_text(tokens) for t in side) for side in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs)
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,12 @@ class Manifest:
         return tuple(sorted((g for g in self.graphs if g.step is not None), key=lambda g: g.step or 0))
 
     @property
+    def text_tokens(self) -> int:
+        """The most that the symbol ``text`` may stand for; 0 where no tensor has it."""
+        text = self.plan.models[0][1].text
+        return text.tokens if text is not None and text.use == "cross" else 0
+
+    @property
     def guidance_rows(self) -> int:
         """Rows per picture: of every graph of the bundle, as the ``rows`` symbol is one number."""
         return self.plan.steps[0].rows
@@ -254,8 +270,8 @@ def _check_tensor(tensor: Tensor, path: str) -> None:
     if tensor.access not in ("read", "append", "replace"):
         raise ManifestError(f"{path}.access: {tensor.access!r} is none of read, append, replace")
     for d in tensor.shape:
-        if (isinstance(d, str) and d not in (IMAGES, ROWS)) or (isinstance(d, int) and not 0 < d < 2**31):
-            raise ManifestError(f"{path}.shape: {d!r} is neither a positive number nor 'images' or 'rows'")
+        if (isinstance(d, str) and d not in (IMAGES, ROWS, TEXT)) or (isinstance(d, int) and not 0 < d < 2**31):
+            raise ManifestError(f"{path}.shape: {d!r} is neither a positive number nor 'images', 'rows' or 'text'")
     if not tensor.shape or not 0 <= tensor.offset < 2**31:
         raise ManifestError(f"{path}: a tensor has at least one axis and an offset that is not negative")
 

@@ -179,7 +179,7 @@ class Pass:
         start = time.perf_counter()
         for graph in (self._chain.begin, *self._chain.steps):
             for tensor in requested(graph):
-                self._slot.view(tensor, self.images)[...] = self._value(tensor, graph)
+                self._slot.write(tensor, self.images, self._value(tensor, graph))
         self._slot.view(KEYS, self.images)[...] = [(self._request.seed, image) for image in self._request.images]
         self._slot.push_requests()
         return time.perf_counter() - start

@@ -21,7 +21,7 @@ from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.buffers import Slot, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
-from nextscale.runtime.chain import Chain
+from nextscale.runtime.chain import Chains
 from nextscale.runtime.decoding import Floats, decode_arrays, decode_host
 from nextscale.runtime.encoding import TextEncoder
 from nextscale.runtime.errors import BackendError
@@ -46,9 +46,10 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend, loaded: Loaded, slots: int, wait: float) -> None:
         self.bundle, self.backend, self.batch_sizes = bundle, backend, tuple(sorted(loaded.batch_sizes))
         graphs, rows, images = unrolled(bundle.manifest.graphs), bundle.manifest.guidance_rows, self.batch_sizes[-1]
+        longest = [graph.for_text(bundle.manifest.text_tokens) for graph in graphs]
         self.memory = MemoryReport(
             fixed=loaded.fixed,
-            slot=layout(graphs, rows, images).by_cause(),
+            slot=layout(longest, rows, images).by_cause(),
             scratch=loaded.scratch,
             slots=slots,
             images=images,
@@ -57,7 +58,7 @@ class Pipeline:
         free = loaded.free_memory()
         try:
             made = [
-                Chain(graphs, loaded, Slot(graphs, rows, loaded, images), backend.replays, self.batch_sizes)
+                Chains(graphs, loaded, Slot(longest, rows, loaded, images), backend.replays, self.batch_sizes)
                 for _ in range(slots)
             ]
         except BaseException:
@@ -249,8 +250,8 @@ class Pipeline:
         as (n, 3, height, width), and None is returned. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
         """
         self._slots.check()
-        with self._slots.take(Control.start(timeout, cancel)) as chain, chain.slot.lock:
-            return decode_arrays(chain, code_sum, self.batch_sizes, out)
+        with self._slots.take(Control.start(timeout, cancel)) as chains, chains.slot.lock:
+            return decode_arrays(chains.fitting(0), code_sum, self.batch_sizes, out)
 
     def close(self) -> None:
         """Refuse later calls. Calls under way stop before their next graph with ``PipelineClosed``."""
@@ -276,22 +277,23 @@ class Pipeline:
             self._slots.check()
             control.check()
 
-        with self._slots.take(control) as chain:
-            lease = Lease(chain)
+        with self._slots.take(control) as chains:
+            lease = Lease(chains.fitting(request.subjects.text_tokens))
             try:
                 for pictures, images in passes(len(request), self.batch_sizes):
                     part = request.part(pictures)
                     yield Pass(self.manifest.plan, lease, part, images, pictures.start, check, self._decode_late)
             except BaseException:
                 with suppress(BackendError):  # what a device was still asked for is not to meet the next call's
-                    chain.slot.memory.wait()
+                    chains.slot.memory.wait()
                 raise
             finally:
                 lease.end()
 
     def _decode_late(self, code_sum: Floats) -> Floats:
         """Pictures of code sums whose pass is over, on any free slot."""
-        with self._slots.take(Control.start(None, None)) as chain, chain.slot.lock:
+        with self._slots.take(Control.start(None, None)) as chains, chains.slot.lock:
+            chain = chains.fitting(0)
             return np.concatenate(
                 [
                     decode_host(chain, code_sum[p.start : p.stop], n, 0)

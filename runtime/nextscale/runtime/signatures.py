@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nextscale.plan.conditioning import Condition, conditions, given
+from nextscale.plan.conditioning import Condition, conditions, given, text_axis
 from nextscale.plan.errors import PlanError
 from nextscale.plan.types import Layer, Model, Plan, Step
 from nextscale.runtime.errors import ManifestError
@@ -84,10 +84,10 @@ def _text(plan: Plan) -> Graph:
     if text is None:
         raise PlanError(f"the plan {plan.name!r} is not conditioned on text, so it has no place for a text encoder")
     inputs = (
-        _in("ids", (IMAGES, text.tokens), dtype="int32", source="ids"),
+        _in("ids", (IMAGES, text_axis(text)), dtype="int32", source="ids"),
         _in("length", (IMAGES,), dtype="int32", source="length"),
     )
-    features = _out("text", (IMAGES, text.tokens, text.width), buffer="features")
+    features = _out("text", (IMAGES, text_axis(text), text.width), buffer="features")
     return Graph("text", "text.onnx", None, inputs, (features,))
 
 

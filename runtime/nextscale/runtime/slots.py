@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nextscale.plan.errors import InputError
-from nextscale.runtime.chain import Chain
+from nextscale.runtime.chain import Chains
 from nextscale.runtime.errors import Cancelled, PipelineClosed, PipelineTimeout
 
 Cancel = threading.Event | Callable[[], bool]
@@ -55,26 +55,26 @@ def check_seconds(name: str, value: Any) -> float:
 
 
 class SlotPool:
-    """The slots of a pipeline, each with the chain on it, lent to one call at a time in the order of asking.
+    """The slots of a pipeline, each with the chains on it, lent to one call at a time in the order of asking.
 
     ``release`` is called once the pool is closed and every slot has come back.
     """
 
-    def __init__(self, chains: Sequence[Chain], wait: float, release: Callable[[], None]) -> None:
+    def __init__(self, chains: Sequence[Chains], wait: float, release: Callable[[], None]) -> None:
         self._free, self._count, self._wait, self._release = list(chains), len(chains), wait, release
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()  # one ticket for each call that waits; a slot is for the first
         self.closed = False
 
     @contextmanager
-    def take(self, control: Control) -> Iterator[Chain]:
+    def take(self, control: Control) -> Iterator[Chains]:
         """Lend a slot; waits for one at most ``wait`` seconds and no longer than the call's own timeout."""
-        chain = self._wait_for_one(control)
+        chains = self._wait_for_one(control)
         try:
-            yield chain
+            yield chains
         finally:
             with self._changed:
-                self._free.append(chain)
+                self._free.append(chains)
                 self._changed.notify_all()
                 self._release_if_done()
 
@@ -97,7 +97,7 @@ class SlotPool:
             self._release()  # waits for what chains have asked for, so they go after it
             del chains
 
-    def _wait_for_one(self, control: Control) -> Chain:
+    def _wait_for_one(self, control: Control) -> Chains:
         end, ticket = time.monotonic() + self._wait, object()
         self._queue.append(ticket)
         try:

@@ -36,6 +36,11 @@ class Subjects:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def text_tokens(self) -> int:
+        """The tokens of the longest text, of negative ones too; 0 where there is none."""
+        return max((int(self.given[f"{n}_length"].max()) for n in ("text", "negative") if n in self.given), default=0)
+
     def part(self, pick: Sequence[int]) -> Subjects:
         """The pictures of those indices, in that order; an index may stand more than once."""
         given = {name: array[pick] for name, array in self.given.items()}

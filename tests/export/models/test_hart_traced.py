@@ -20,7 +20,7 @@ from nextscale.export.models.contract import TokenizerModel, Transformer
 from nextscale.export.models.hart import HART
 from nextscale.export.models.resize import resizes_of
 from nextscale.export.models.vqvae import VQVAE
-from nextscale.export.trace import OPSET, Argument, Component, Piece, trace, without_weights
+from nextscale.export.trace import OPSET, Argument, Component, Piece, Symbols, trace, without_weights
 from nextscale.plugins.onnx_function import attach
 from nextscale.runtime.manifest import IMAGES, ROWS
 
@@ -129,7 +129,7 @@ def traced() -> list[Traced]:
         var, vae = HART(MODEL, SCHEDULE).fold(), VQVAE(TOKENIZER, len(SCHEDULE), encoder=False).fold()
         for resize in (var.resize, vae.quantize.resize):
             resize.prepare(resizes_of(PLAN))
-    components = trace(pieces(var, vae), mode, 2)
+    components = trace(pieces(var, vae), mode, Symbols(2))
     real_var, real_vae = drawn_hart().fold(), drawn_vae(TOKENIZER).fold()
     for resize in (real_var.resize, real_vae.quantize.resize):
         resize.prepare(resizes_of(PLAN))

@@ -118,7 +118,7 @@ def test_where_the_provider_refuses_to_capture_it_goes_on_without(
 
 def test_a_callers_array_is_written_and_not_captured(gpu: Any, reference: Any) -> None:
     pipeline = gpu.open("onnxruntime", batch_sizes=(1,))
-    chain = pipeline._slots._free[0]
+    chain = pipeline._slots._free[0].fitting(0)
     out = np.zeros((1, 3, *pipeline.manifest.plan.image_size), np.float32)
     gpu.device.lend(out)
     pipeline.generate([2], seed=5)

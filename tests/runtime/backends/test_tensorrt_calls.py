@@ -108,7 +108,7 @@ def test_a_callers_arrays_share_one_context(gpu: Any, reference: Any) -> None:
     """Whatever the addresses: it is made at the first, takes no memory, and is part of no capture."""
     gpu.build()
     pipeline = gpu.open(batch_sizes=(1,))
-    chain, before = pipeline._slots._free[0], len(gpu.tensorrt.contexts)
+    chain, before = pipeline._slots._free[0].fitting(0), len(gpu.tensorrt.contexts)
     outs = [aligned_zeros((1, 3, *pipeline.manifest.plan.image_size)) for _ in range(12)]
     for out in outs:
         gpu.device.lend(out)

@@ -66,7 +66,7 @@ def test_all_memory_is_taken_at_open(gpu: Any) -> None:
     assert not [record for record in asked if record[0] in TAKES]
     # The double's contexts and graphs take nothing; between buffers lies what aligns them.
     assert pipeline.memory.taken == 2 * (sum_of(pipeline) - sum(pipeline.memory.slot.values()))
-    assert pipeline._slots._free[0]._loaded.free_memory() == gpu.device.memory_info()[0]
+    assert pipeline._slots._free[0].fitting(0)._loaded.free_memory() == gpu.device.memory_info()[0]
     _, asked = new(gpu.device, lambda: [list(pipeline.stream([0, 1], seed=s)) for s in range(4)])
     assert not [record for record in asked if record[0] in TAKES]
 
@@ -207,9 +207,9 @@ def test_addresses_that_tensorrt_does_not_take(gpu: Any) -> None:
     """The tiny bundle's tapes have rows of 64 bytes; here an output is lent that starts off the grid."""
     gpu.build()
     pipeline = gpu.open()
-    engines = pipeline._slots._free[0]._loaded
+    engines = pipeline._slots._free[0].fitting(0)._loaded
     assert isinstance(engines, Engines)
-    chain = pipeline._slots._free[0]
+    chain = pipeline._slots._free[0].fitting(0)
     with pytest.raises(BackendError, match=r"image\.out of decode would lie at 0x.*multiples of 256"):
         chain.decode(chain.last, 1, {"image.out": chain.slot.memory.address + 16})
 

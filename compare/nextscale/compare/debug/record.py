@@ -42,15 +42,15 @@ class _Recorder:
     def __init__(self, bundle: Bundle, request: Request) -> None:
         self._bundle, self._request, self._manifest = bundle, request, bundle.manifest
         self._rows, self._buffers = bundle.manifest.guidance_rows, dict[str, NDArray[np.uint8]]()
-        for tensor in (t for g in bundle.manifest.graphs for t in (*g.inputs, *g.outputs)):
+        self._graphs = {g.name: g.for_text(bundle.manifest.text_tokens) for g in bundle.manifest.graphs}
+        for tensor in (t for g in self._graphs.values() for t in (*g.inputs, *g.outputs)):
             end = sum(tensor.span(len(request), self._rows))
             if end > len(self._buffers.get(tensor.buffer, ())):
                 self._buffers[tensor.buffer] = np.zeros(end, np.uint8)
 
     def inputs(self, wanted: Graph) -> Arrays:
         """Runs what comes before, then the graph itself for its tokens."""
-        begin, decode = (self._manifest.graph(name) for name in ("begin", "decode"))
-        for graph in (begin, *self._manifest.steps, decode):
+        for graph in (self._graphs[name] for name in ("begin", *(g.name for g in self._manifest.steps), "decode")):
             values = {tensor.name: self._input(tensor, graph) for tensor in graph.inputs}
             if graph.name == wanted.name and "tokens.in" not in values:
                 return values

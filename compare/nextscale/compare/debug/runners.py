@@ -92,9 +92,9 @@ def _session(task: Task, watched: Sequence[str], feed: Mapping[str, Any]) -> Any
     if task.backend != CUDA:
         return open_session(task.path, with_outputs(task.path, watched).SerializeToString(), SESSIONS[task.backend])
     model = watching(cuda_graph(task.path), watched).SerializeToString()
-    shapes = [(tensor, feed[tensor.name].shape) for tensor in task.graph.inputs if IMAGES in tensor.shape]
-    images = next(shape[tensor.shape.index(IMAGES)] for tensor, shape in shapes)
-    sizes = {IMAGES: images, ROWS: images * task.bundle.manifest.guidance_rows}
+    axes = [axis for tensor in task.graph.inputs for axis in zip(tensor.shape, feed[tensor.name].shape, strict=True)]
+    sizes = {symbol: size for symbol, size in axes if isinstance(symbol, str)}
+    sizes[ROWS] = sizes[IMAGES] * task.bundle.manifest.guidance_rows
     return open_cuda_session(task.bundle, task.graph.name, model, sizes, strict=not watched)
 
 

@@ -187,7 +187,8 @@ class Infinity(contract.Transformer):
         text, lengths = given["text"], given["text_length"]
         if guidance_rows > 1:
             learned = given["negative_length"] == 0  # (B,)
-            negative = torch.where(learned[:, None, None], self.derived("uncond"), given["negative"])
+            uncond = self.derived("uncond")[: text.shape[1]]
+            negative = torch.where(learned[:, None, None], uncond, given["negative"])
             text = torch.cat([text] + [negative] * (guidance_rows - 1))  # (R, T, Ct5)
             lengths = torch.cat(
                 [lengths] + [torch.where(learned, lengths, given["negative_length"])] * (guidance_rows - 1)

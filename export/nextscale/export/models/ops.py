@@ -52,7 +52,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None
     rows, m, heads, _ = q.shape
     if torch.compiler.is_exporting() and bias is None:
         # com.microsoft's fused form never holds the scores; keys as (R, T, H * hd).
-        flat = [q.reshape(rows, m, -1), *(t.permute(1, 0, 2, 3).reshape(rows, k.shape[0], -1) for t in (k, v))]
+        flat = [_heads_in_one(t) for t in (q, k.permute(1, 0, 2, 3), v.permute(1, 0, 2, 3))]
         out: Tensor = torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
             flat,
@@ -64,3 +64,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None
         return out
     scores = (q.transpose(1, 2), k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
     return F.scaled_dot_product_attention(*scores, attn_mask=bias, scale=scale).transpose(1, 2).reshape(rows, m, -1)
+
+
+def _heads_in_one(t: Tensor) -> Tensor:
+    """(R, n, H, hd) to (R, n, H * hd), a number for every parser even where R and n are none."""
+    rows, n, heads, head_dim = t.shape
+    shape = torch.tensor([0, 0, heads * head_dim])  # 0: as it is
+    out: Tensor = torch.onnx.ops.symbolic(
+        "Reshape", (t, shape), dtype=t.dtype, shape=(rows, n, heads * head_dim), version=20
+    )
+    return out

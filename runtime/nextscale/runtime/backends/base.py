@@ -87,12 +87,14 @@ class InOrder:
 class Loaded(ABC):
     """A bundle's graphs, loaded on one device.
 
-    ``batch_sizes`` are those that passes may have. ``fixed`` are bytes by cause that are held once, whatever the slots:
-    weights, engines. ``scratch`` is what one slot's graphs need on top of its buffers while they run, the largest's;
-    None where the backend's own allocator keeps it. All are known before a slot is allocated.
+    ``batch_sizes`` are those that passes may have, ``text_lengths`` what the symbol ``text`` may stand for: the longest
+    is the manifest's ``text_tokens``, 0 alone where no tensor has it. ``fixed`` are bytes by cause that are held once,
+    whatever the slots: weights, engines. ``scratch`` is what one slot's graphs need on top of its buffers while they
+    run, the largest's; None where the backend's own allocator keeps it. All are known before a slot is allocated.
     """
 
     batch_sizes: tuple[int, ...]
+    text_lengths: tuple[int, ...]
     fixed: Mapping[str, int]
     scratch: int | None = None
 

@@ -16,6 +16,7 @@ from nextscale.runtime.manifest import ITEM_SIZES
 from nextscale.runtime.noise import fill
 
 ALIGNMENT = 64
+SHORT_TEXT = 64  # tokens; what fewer would save is not worth another shape
 
 
 class HostMemory:
@@ -90,6 +91,14 @@ class HostCall:
     def execute(self) -> None:
         """Run it."""
         self._function()
+
+
+def doubled(longest: int) -> tuple[int, ...]:
+    """64, 128, ... tokens up to the longest text: a pass computes with less than twice the tokens that it needs."""
+    lengths = [SHORT_TEXT]
+    while lengths[-1] < longest:
+        lengths.append(2 * lengths[-1])
+    return (*lengths[:-1], longest)
 
 
 def _view(bound: Bound) -> NDArray[Any]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
-from nextscale.runtime.backends.host import HostLoaded
+from nextscale.runtime.backends.host import HostLoaded, doubled
 from nextscale.runtime.backends.packed.choice import choose
 from nextscale.runtime.backends.packed.machine import this_machine
 from nextscale.runtime.backends.packed.target import Packed
@@ -98,7 +98,7 @@ class OnnxRuntime(Backend):
             loaded = list(pool.map(lambda path, graph: self.load(path, graph, found is not None), paths, graphs))
         give_back()  # every session has packed its weights once more before it took the file's
         sessions = {graph.name: session for graph, session in zip(graphs, loaded, strict=True)}
-        return Sessions(sessions, weights, batch_sizes or BATCH_SIZES)
+        return Sessions(sessions, weights, batch_sizes or BATCH_SIZES, doubled(bundle.manifest.text_tokens))
 
     def load(self, path: Path, graph: Graph, packed: bool = False) -> Session:
         """A session; refuses a graph whose inputs and outputs are not the manifest's."""
@@ -139,8 +139,14 @@ class OnnxRuntime(Backend):
 class Sessions(HostLoaded):
     """The sessions of a bundle's graphs over one mapped weights file."""
 
-    def __init__(self, sessions: Mapping[str, Session], weights: int, batch_sizes: tuple[int, ...]) -> None:
-        self._sessions, self.batch_sizes = sessions, batch_sizes
+    def __init__(
+        self,
+        sessions: Mapping[str, Session],
+        weights: int,
+        batch_sizes: tuple[int, ...],
+        text_lengths: tuple[int, ...],
+    ) -> None:
+        self._sessions, self.batch_sizes, self.text_lengths = sessions, batch_sizes, text_lengths
         self.fixed = {"weights": weights}
 
     def prepare(self, memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:

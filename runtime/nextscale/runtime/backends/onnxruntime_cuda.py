@@ -76,8 +76,9 @@ class CudaSessions(Resident):
     def __init__(self, backend: OnnxRuntimeCuda, bundle: Bundle, batch_sizes: tuple[int, ...]) -> None:
         super().__init__(backend.gpu)
         self.batch_sizes, self._backend = batch_sizes, backend
+        self.text_lengths = (bundle.manifest.text_tokens,)  # every other would have sessions of its own
         self._graphs = {graph.name: graph for graph in bundle.manifest.graphs}
-        self._rows = bundle.manifest.guidance_rows
+        self._rows, self._text = bundle.manifest.guidance_rows, bundle.manifest.text_tokens
         self._lifted, self._weights = {}, {}
         for graph in bundle.manifest.graphs:
             path = bundle.path(graph.file)
@@ -120,7 +121,7 @@ class CudaSessions(Resident):
         graph = self._graphs[name]
         shapes = {bound.name: bound.shape for bound in inputs}
         images = next(shapes[t.name][t.shape.index(IMAGES)] for t in graph.inputs if IMAGES in t.shape)
-        return Fixed(graph, self._lifted[name], self._weights[name], images, self._rows)
+        return Fixed(graph, self._lifted[name], self._weights[name], images, self._rows, self._text)
 
     def _lent_weights(self, graph: str) -> list[Bound]:
         stored = self._arena.weights

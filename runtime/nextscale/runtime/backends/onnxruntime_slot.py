@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nextscale.plan.conditioning import TEXT
 from nextscale.runtime.backends.base import Bound, Call
 from nextscale.runtime.backends.device import DeviceMemory
 from nextscale.runtime.backends.onnxruntime import TYPES, check_signature, errors_of, first_line
@@ -24,11 +25,11 @@ _UNCAPTURED = "-1"  # of gpu_graph_id: neither capture this run nor replay one
 
 
 class Fixed:
-    """A lifted graph for one number of pictures."""
+    """A lifted graph for one number of pictures; its texts are ``text`` tokens long."""
 
-    def __init__(self, graph: Graph, model: bytes, weights: tuple[str, ...], images: int, rows: int) -> None:
+    def __init__(self, graph: Graph, model: bytes, weights: tuple[str, ...], images: int, rows: int, text: int) -> None:
         self.graph, self.model, self.weights, self.images = graph, model, weights, images
-        self.sizes = {IMAGES: images, ROWS: images * rows}
+        self.sizes = {IMAGES: images, ROWS: images * rows, TEXT: text}
 
     @property
     def key(self) -> tuple[str, int]:

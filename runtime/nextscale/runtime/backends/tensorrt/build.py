@@ -150,8 +150,9 @@ class _Task:
 
     def _build(self, graph: Graph, builder: Builder, tell: Callable[[float, str], None]) -> Engine:
         file, out = f"{graph.name}.engine", self.hidden / f"{graph.name}.engine.partial"
-        source = str(self.bundle.path(graph.file))
-        built = builder.build(Job(graph, self.bundle.manifest.guidance_rows, source, str(out), self.timings), tell)
+        source, manifest = str(self.bundle.path(graph.file)), self.bundle.manifest
+        job = Job(graph.for_text(manifest.text_tokens), manifest.guidance_rows, source, str(out), self.timings)
+        built = builder.build(job, tell)
         engine = Engine(
             graph=graph.name,
             file=file,

@@ -16,7 +16,7 @@ from nextscale.plugins.signature import DOMAIN, NAME
 from nextscale.runtime.backends.tensorrt.attention import NAME as ATTENTION
 from nextscale.runtime.backends.tensorrt.attention import attention_nodes, expand_attention
 from nextscale.runtime.backends.tensorrt.library import DTYPES, Library, log
-from nextscale.runtime.backends.tensorrt.lift import external_weights, lift_weights, read_graph
+from nextscale.runtime.backends.tensorrt.lift import external_weights, fix_lengths, lift_weights, read_graph
 from nextscale.runtime.backends.tensorrt.progress import Tell, make_monitor
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
@@ -25,7 +25,10 @@ from nextscale.runtime.targets.manifest import Settings
 
 @dataclass(frozen=True)
 class Job:
-    """One engine to build: of ``graph``, whose file is ``source``, into the file ``out``. ``rows`` are per picture."""
+    """One engine to build: of ``graph``, whose file is ``source``, into the file ``out``. ``rows`` are per picture.
+
+    The graph is for texts of one length.
+    """
 
     graph: Graph
     rows: int
@@ -57,6 +60,7 @@ def build_engine(library: Library, settings: Settings, job: Job, tell: Tell, sto
     parser = trt.OnnxParser(network, library.logger)
     embedded = settings.weights == "embedded"
     model = read_graph(source) if embedded else lift_weights(source)
+    fix_lengths(model, (*job.graph.inputs, *job.graph.outputs))  # of a text: attention is refused along a symbol
     weights = {} if embedded else dict.fromkeys(external_weights(read_graph(source)))
     if attention_nodes(model) and not parser.supports_operator(ATTENTION):
         log.info("%s: this parser has no %s, it gets the plain form", job.graph.name, ATTENTION)

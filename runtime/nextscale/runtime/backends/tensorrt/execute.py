@@ -116,6 +116,7 @@ class Engines(Resident):
     ) -> None:
         super().__init__(device)
         self.batch_sizes, self._library = batch_sizes, library
+        self.text_lengths = (bundle.manifest.text_tokens,)  # what its profiles were built for
         self._profiles = {size: i for i, size in enumerate(opened.target.batch_sizes)}
         self._lock = threading.Lock()
         self._told: set[str] = set()

@@ -6,8 +6,11 @@ the weights file is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nextscale.runtime.manifest import Tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -36,6 +39,15 @@ def lift_weights(path: Path) -> onnx.ModelProto:
         helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)) for name, tensor in weights.items()
     )
     return model
+
+
+def fix_lengths(model: onnx.ModelProto, tensors: Iterable[Tensor]) -> None:
+    """Give symbolic axes of inputs and outputs the numbers that those tensors have there."""
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, length in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
+            if axis.dim_param and isinstance(length, int):
+                axis.dim_value = length
 
 
 def external_weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
