@@ -22,7 +22,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --quick
 
-# Above an hour, 40 GB of disk: VAR-d16 alone took 51 minutes on two quiet cores.
+# Above two hours, 40 GB of disk: VAR-d16 alone took 51 minutes on two quiet cores, the d36 shape 64.
 bench-full: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --accuracy 2000
 	$(BIN)/python benchmarks/bench_export.py
