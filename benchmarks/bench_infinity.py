@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -63,6 +64,10 @@ class Ground:
     ask: Ask = field(default_factory=Ask)
     text_room: int | None = None
     traced: Traced = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What a result is told with."""
+        return {"threads": self.threads, "check": self.check, **asdict(self.ask)}
 
     def files(self, chosen: Recipe) -> tuple[Path, Path]:
         """The drawn checkpoint, which all schedules share."""
@@ -200,21 +205,21 @@ def runs_of(name: str, asked: int | None) -> int:
 def bench_all(
     recipes: Sequence[Recipe], ground: Ground, runs: int | None, out: Path, memory: bool = True
 ) -> dict[str, Any]:
-    """All recipes; what is there is written after each."""
-    other_work, cases = OtherWork(), list[dict[str, Any]]()
-    report: dict[str, Any] = {}
+    """All recipes; each is written when it is finished, in the place of what there is of it."""
+    path, started = out / "infinity_125m.json", datetime.now(UTC).isoformat(timespec="seconds")
+    report: dict[str, Any] = {"cases": []}
+    if path.exists():
+        report = json.loads(path.read_text(encoding="utf-8"))
     for chosen in recipes:
-        cases.append(plain(measure(chosen, ground, runs_of(chosen.name, runs), memory)))
-        settings = {"threads": ground.threads, "check": ground.check, **asdict(ground.ask)}
-        report = {
-            "machine": asdict(this_machine(other_work)),
-            "settings": settings,
-            "cases": cases,
-            "bars": bars(cases),
-        }
+        other_work = OtherWork()
+        case = plain(measure(chosen, ground, runs_of(chosen.name, runs), memory))
+        case |= {"machine": plain(asdict(this_machine(other_work))), "settings": plain(ground.settings())}
+        case["run"] = started
+        cases = {each["recipe"]: each for each in (*report["cases"], case)}
+        report = {"cases": [*cases.values()], "bars": bars([*cases.values()])}
         out.mkdir(parents=True, exist_ok=True)
-        (out / "infinity_125m.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (out / "infinity_125m.md").write_text(tables(report), encoding="utf-8")
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(tables(report), encoding="utf-8")
     return report
 
 

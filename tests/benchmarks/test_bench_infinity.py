@@ -59,6 +59,11 @@ def test_all_sides_run_the_same_model(ground: bench.Ground, tmp_path: Path, caps
         assert min(side["begin"], *side["steps"]) > 0
     assert 0 < case["sides"]["runtime"]["noise"] < case["sides"]["runtime"]["total"]["median"]
     assert [row["what"] for row in report["bars"]] == ["error of logits under forced bits"]
+    path = tmp_path / "infinity_125m.json"
+    other = json.dumps({"cases": [case | {"recipe": "infinity-125m-1m"}]})
+    path.write_text(other)
+    again = bench.bench_all([tiny(bench.QUICK[1])], ground, 1, tmp_path, memory=False)
+    assert [each["recipe"] for each in again["cases"]] == ["infinity-125m-1m", case["recipe"]], "what is there stays"
     page = (tmp_path / "infinity_125m.md").read_text()
     assert "| infinity-125m-0.25m-fastvar | 3 |" in page
     assert "9.5 s |" in page
@@ -129,6 +134,7 @@ def case(name: str, upstream: float, runtime: float, memory: tuple[float, float]
 
     return {
         "recipe": name,
+        "run": "one",
         "sides": {"upstream": side(upstream), "eager": side(5.0), "runtime": side(runtime)},
         "memory": {}
         if memory is None
@@ -153,6 +159,8 @@ def test_bars() -> None:
         ("1m-fastvar", "peak memory over upstream's"): (0.75, True),
         ("1m-fastvar", "error of logits under forced bits"): (2e-4, False),
     }
+    apart = {row["what"] for row in bars([plain | {"run": "another"}, pruned])}
+    assert "times as fast as upstream's plain eager" not in apart, "of another run"
     only = bars([case("infinity-125m-1m-fastvar13", 20.0, 19.0, (2e9, 1.5e9), 1e-5)])
     assert [row["what"].split()[0] for row in only] == ["peak", "error"], "its time is reported, not judged"
     assert len(bars([case("infinity-125m-0.25m", 10.0, 9.0, None, 1e-5)])) == 1

@@ -9,6 +9,7 @@ import pytest
 from nextscale.plan.buffers import Buffer, buffers
 from nextscale.plan.recipes import plan_for, recipe
 from nextscale.plan.types import Plan
+from nextscale.runtime.buffers import for_text
 from nextscale.runtime.manifest import Tensor
 from nextscale.runtime.signatures import derive_graphs
 
@@ -20,9 +21,8 @@ NAMES = (
 
 
 def items(tensor: Tensor, plan: Plan) -> int:
-    """Numbers of a tensor for one picture of the longest text."""
-    text = plan.model().text
-    return math.prod(tensor.for_text(text.tokens if text else 0).concrete(1, plan.steps[0].rows))
+    """Numbers of a tensor for one picture."""
+    return math.prod(tensor.concrete(1, plan.steps[0].rows))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,7 +30,8 @@ def test_tensors_fill_their_buffers(name: str) -> None:
     plan = plan_for(recipe(name))
     made: dict[str, Buffer] = {buffer.name: buffer for buffer in buffers(plan)}
     largest = dict.fromkeys(made, 0)
-    for graph in derive_graphs(plan, "fp16"):
+    text = plan.model().text
+    for graph in for_text(derive_graphs(plan, "fp16"), text.tokens if text else 0):
         for tensor in (*graph.inputs, *graph.outputs):
             if tensor.buffer in SMALL:
                 continue

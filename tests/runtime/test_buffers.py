@@ -13,7 +13,7 @@ from nextscale.plan.types import Plan
 from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.backends.host import HostMemory
 from nextscale.runtime.backends.onnxruntime import OnnxRuntime
-from nextscale.runtime.buffers import Layout, Slot, layout, unrolled
+from nextscale.runtime.buffers import Layout, Slot, for_text, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.signatures import derive_graphs
@@ -61,7 +61,7 @@ def test_the_layout_is_what_the_plan_says_of_memory(plan: Plan) -> None:
     """The plan counts the same buffers for its own report, by rules of its own; guidance and the like it leaves out."""
     plan_buffers = pytest.importorskip("nextscale.plan.buffers")
     text = plan.model().text
-    graphs = [graph.for_text(text.tokens if text else 0) for graph in derive_graphs(plan)]
+    graphs = for_text(derive_graphs(plan), text.tokens if text else 0)
     found = layout(unrolled(graphs), 2, 1)
     counted = {b.name: b.rows * b.row_items * 4 for b in plan_buffers.buffers(plan)}
     assert counted.pop("state.map.0") >= found.places["state.map.0"][1]  # the plan makes both maps the wider one's size

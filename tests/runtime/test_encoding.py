@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.bundles import break_output, text_plan, write_bundle
 from support.by_hand import encode_by_hand, run_by_hand
 from support.prompts import CROSS
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime import Pipeline, Result
-from nextscale.runtime.backends import host
-from nextscale.runtime.backends.base import Bound, Call, Memory
-from nextscale.runtime.backends.onnxruntime import OnnxRuntime, Sessions
-from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import Cancelled, NonFiniteError, PipelineClosed, PipelineTimeout
 from nextscale.runtime.manifest import FILE_NAME, loads
 from nextscale.runtime.result import read_metadata
@@ -127,60 +121,6 @@ def test_a_text_that_is_attended_to_is_what_counts_of_it(opened: Callable[..., P
     pipeline = opened("cross")
     more = [(np.pad(rows, ((0, 6 - length), (0, 0)), mode="edge"), length) for rows, length in pipeline.encode(PROMPTS)]
     equal(pipeline.generate(PROMPTS, seed=3), pipeline.generate(more, seed=3))
-
-
-class Lengths(OnnxRuntime):
-    """Writes down how long the texts are that graphs are bound for."""
-
-    def __init__(self) -> None:
-        super().__init__(threads=1)
-        self.bound: list[tuple[str, int]] = []
-
-    def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Sessions:
-        loaded = super().open(bundle, batch_sizes)
-        prepare = loaded.prepare
-
-        def watched(memory: Memory, graph: str, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> Call:
-            self.bound += [(graph, t.shape[1]) for t in inputs if t.name in ("ids.in", "text.in", "cond.text.k.01.in")]
-            return prepare(memory, graph, inputs, outputs)
-
-        loaded.prepare = watched  # type: ignore[method-assign]
-        return loaded
-
-
-def test_a_call_computes_with_no_more_tokens_than_its_longest_text_asks_for(
-    opened: Callable[..., Pipeline], bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And makes the very pictures that it makes with all of them."""
-    usual = opened("cross")
-    monkeypatch.setattr(host, "SHORT_TEXT", 2)
-    backend = Lengths()
-    with Pipeline.open(bundles["cross"], backend) as pipeline:
-        assert backend.bound == []
-        for subjects, negative, tokens in (
-            (["castle", ""], None, 2),
-            (PROMPTS, [None, "red", None, "a"], 4),
-            (["castle"], "a red green cat castle", 6),
-            (["castle"], None, 2),
-        ):
-            equal(
-                pipeline.generate(subjects, negative=negative, seed=3),
-                usual.generate(subjects, negative=negative, seed=3),
-            )
-            assert {length for graph, length in backend.bound if graph != "text"} <= {tokens}
-            backend.bound.clear()
-        steps = [step.preview() for step in pipeline.stream("castle", seed=4)]
-    np.testing.assert_allclose(steps[-1] / 255, usual.generate("castle", seed=4).floats, atol=0.6 / 255)
-
-
-@given(st.integers(2, 2000), st.data())
-def test_a_text_is_padded_to_less_than_twice_its_length_or_to_64(longest: int, data: st.DataObject) -> None:
-    lengths = host.doubled(longest)
-    assert sorted(set(lengths)) == list(lengths)
-    assert lengths[-1] == longest
-    tokens = data.draw(st.integers(1, longest))
-    fitting = min(n for n in lengths if n >= tokens)
-    assert fitting < 2 * tokens or fitting == min(64, longest)
 
 
 def test_a_text_that_is_a_prefix_is_read_with_its_padding(opened: Callable[..., Pipeline]) -> None:

@@ -30,7 +30,7 @@ def main(folder: Path, how: str) -> None:
     backend = OnnxRuntime(threads=1, prepack=how == "prepack")
     (target,) = find(bundle, this_machine(backend.versions()["onnxruntime"])) if how == "packed" else (None,)
     graphs, held = unrolled(manifest.graphs), []
-    slot = Slot(graphs, manifest.guidance_rows, Sessions({}, 0, (1,)), images=1)
+    slot = Slot(graphs, manifest.guidance_rows, Sessions({}, 0, (1,), (0,)), images=1)
     slot.memory.view(0, (slot.layout.size,), "uint8")[...] = 0  # touched, so counted before
     before = process_memory()
     for graph in graphs:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nextscale.plan.conditioning import TEXT
 from nextscale.runtime.backends.base import Bound, Loaded
 from nextscale.runtime.manifest import IMAGES, Graph, Tensor
 
@@ -62,6 +63,15 @@ def unrolled(graphs: Iterable[Graph]) -> tuple[Graph, ...]:
         )
         for graph in graphs
     )
+
+
+def for_text(graphs: Iterable[Graph], tokens: int) -> tuple[Graph, ...]:
+    """The graphs for texts of that length: the number in the place of the symbol ``text``, wherever it stands."""
+
+    def fixed(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(dataclasses.replace(t, shape=tuple(tokens if d == TEXT else d for d in t.shape)) for t in tensors)
+
+    return tuple(dataclasses.replace(g, inputs=fixed(g.inputs), outputs=fixed(g.outputs)) for g in graphs)
 
 
 def requested(graph: Graph) -> Iterator[Tensor]:

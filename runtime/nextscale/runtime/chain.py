@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from nextscale.runtime.backends.base import Bound, Call, Loaded
-from nextscale.runtime.buffers import CHECKED, IMAGE, KEYS, Slot, flags, is_noise, requested
+from nextscale.runtime.buffers import CHECKED, IMAGE, KEYS, Slot, flags, for_text, is_noise, requested
 from nextscale.runtime.errors import NonFiniteError
 from nextscale.runtime.manifest import Graph
 from nextscale.runtime.ranges import span
@@ -46,7 +46,7 @@ class Chains:
     ) -> None:
         self.slot = slot
         self._by_text = {
-            tokens: Chain([graph.for_text(tokens) for graph in graphs], loaded, slot, replays, batch_sizes)
+            tokens: Chain(for_text(graphs, tokens), loaded, slot, replays, batch_sizes)
             for tokens in sorted(loaded.text_lengths)
         }
 

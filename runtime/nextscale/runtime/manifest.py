@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -53,10 +53,6 @@ class Tensor:
     access: str
     source: str | None = None
 
-    def for_text(self, tokens: int) -> Tensor:
-        """The tensor with that number in the place of the symbol ``text``."""
-        return replace(self, shape=tuple(tokens if d == TEXT else d for d in self.shape))
-
     def concrete(self, images: int, guidance_rows: int) -> tuple[int, ...]:
         """The shape for so many pictures, of a tensor whose text has a number."""
         symbols = {IMAGES: images, ROWS: images * guidance_rows}
@@ -78,11 +74,6 @@ class Graph:
     step: int | None
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-
-    def for_text(self, tokens: int) -> Graph:
-        """The graph with that number in the place of the symbol ``text``, wherever it stands."""
-        inputs, outputs = (tuple(t.for_text(tokens) for t in side) for side in (self.inputs, self.outputs))
-        return replace(self, inputs=inputs, outputs=outputs)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nextscale.runtime._version import __version__
 from nextscale.runtime.arguments import whole
 from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.backends.base import Loaded
-from nextscale.runtime.buffers import Slot, layout, unrolled
+from nextscale.runtime.buffers import Slot, for_text, layout, unrolled
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.chain import Chains
 from nextscale.runtime.decoding import Floats, decode_arrays, decode_host
@@ -46,14 +46,9 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend, loaded: Loaded, slots: int, wait: float) -> None:
         self.bundle, self.backend, self.batch_sizes = bundle, backend, tuple(sorted(loaded.batch_sizes))
         graphs, rows, images = unrolled(bundle.manifest.graphs), bundle.manifest.guidance_rows, self.batch_sizes[-1]
-        longest = [graph.for_text(bundle.manifest.text_tokens) for graph in graphs]
-        self.memory = MemoryReport(
-            fixed=loaded.fixed,
-            slot=layout(longest, rows, images).by_cause(),
-            scratch=loaded.scratch,
-            slots=slots,
-            images=images,
-        )
+        longest = for_text(graphs, bundle.manifest.text_tokens)
+        slot = layout(longest, rows, images).by_cause()
+        self.memory = MemoryReport(fixed=loaded.fixed, slot=slot, scratch=loaded.scratch, slots=slots, images=images)
         log.info("%s", self.memory)
         free = loaded.free_memory()
         try:

@@ -26,7 +26,7 @@ from nextscale.export.models.contract import Rotation
 from nextscale.export.models.grid_rope import grid_rotation, turn_pairs
 from nextscale.export.models.infinity import Infinity
 from nextscale.export.models.step import Draw
-from nextscale.plan.conditioning import MASK_LANES, conditions
+from nextscale.plan.conditioning import MASK_LANES, conditions, longest
 from nextscale.plan.errors import PlanError
 from nextscale.plan.methods.fastvar import FastVAR
 from nextscale.plan.schedules import schedule
@@ -92,7 +92,7 @@ def test_teacher_forcing_has_gradients_for_every_weight() -> None:
 def test_begin_makes_what_the_plan_lists(chain: Plan) -> None:
     eager, model = eager_of(chain), chain.model()
     made = eager.begin(eager.given(Request(TWO)))
-    listed = {c.name: (4, *c.shape) for c in conditions(model)}
+    listed = {c.name: (4, *longest(c.shape, model)) for c in conditions(model)}
     assert {name: tuple(t.shape) for name, t in made.items()} == listed
     assert all(t.dtype == torch.float32 for t in made.values())
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nextscale.compare.debug.sessions import open_session
 from nextscale.plan.errors import InputError
+from nextscale.runtime.buffers import for_text
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.manifest import Graph, Manifest, Tensor
 from nextscale.runtime.noise import fill
@@ -42,7 +43,7 @@ class _Recorder:
     def __init__(self, bundle: Bundle, request: Request) -> None:
         self._bundle, self._request, self._manifest = bundle, request, bundle.manifest
         self._rows, self._buffers = bundle.manifest.guidance_rows, dict[str, NDArray[np.uint8]]()
-        self._graphs = {g.name: g.for_text(bundle.manifest.text_tokens) for g in bundle.manifest.graphs}
+        self._graphs = {g.name: g for g in for_text(bundle.manifest.graphs, bundle.manifest.text_tokens)}
         for tensor in (t for g in self._graphs.values() for t in (*g.inputs, *g.outputs)):
             end = sum(tensor.span(len(request), self._rows))
             if end > len(self._buffers.get(tensor.buffer, ())):

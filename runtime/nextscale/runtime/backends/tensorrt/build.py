@@ -16,6 +16,7 @@ from nextscale.runtime.backends.tensorrt.engine import Job
 from nextscale.runtime.backends.tensorrt.library import load
 from nextscale.runtime.backends.tensorrt.process import Builder
 from nextscale.runtime.backends.tensorrt.wishes import this_gpu
+from nextscale.runtime.buffers import for_text
 from nextscale.runtime.bundle import Bundle, check_file
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import WEIGHTS_FILE, Graph
@@ -151,7 +152,8 @@ class _Task:
     def _build(self, graph: Graph, builder: Builder, tell: Callable[[float, str], None]) -> Engine:
         file, out = f"{graph.name}.engine", self.hidden / f"{graph.name}.engine.partial"
         source, manifest = str(self.bundle.path(graph.file)), self.bundle.manifest
-        job = Job(graph.for_text(manifest.text_tokens), manifest.guidance_rows, source, str(out), self.timings)
+        (longest,) = for_text([graph], manifest.text_tokens)
+        job = Job(longest, manifest.guidance_rows, source, str(out), self.timings)
         built = builder.build(job, tell)
         engine = Engine(
             graph=graph.name,
