@@ -85,8 +85,8 @@ def train_judge(seconds: float, pool: NDArray[np.uint8], truth: Answers, seed: i
     return judge.eval()
 
 
-def export_all(checkpoint: Path, folder: Path) -> dict[str, Path]:
-    """The bundles of all variants, each with the text encoder, exported where they are not there yet."""
+def export_all(checkpoint: Path, folder: Path, check: str = "numbers") -> dict[str, Path]:
+    """The bundles of all variants, each with the text encoder, exported and checked where they are not there yet."""
     files = checkpoint / "infinity.safetensors", checkpoint / "vae.safetensors"
     tokens = json.loads((checkpoint / "config.json").read_text())["text_tokens"]
     loaded = load_checkpoint(*files, text_tokens=tokens)
@@ -98,7 +98,7 @@ def export_all(checkpoint: Path, folder: Path) -> dict[str, Path]:
         if not place.exists():
             chosen = replace(recipe(RECIPE), methods=METHODS[variant])
             plan = plan_for(chosen, loaded.model, loaded.tokenizer, loaded.schedule)
-            options = Options(plan, Recipe(place.name, 1), text=text)
+            options = Options(plan, Recipe(place.name, 1), text=text, check=check)
             export_bundle(loaded, options, place, lambda *_: None, traced)
             print(f"exported {place}", flush=True)
     return places
