@@ -49,7 +49,7 @@ def _text(model: Model) -> Iterator[str]:
         yield f"has a text to attend to, and no 'ca' among its sub-layers {list(model.sub_layers)}"
     least = 2 if text.use == "cross" else 1  # an axis of any length cannot be traced for 1
     if text.tokens < least or text.width < 1:
-        yield f"has a text of {text.tokens} vectors of {text.width} numbers: at least {least} of 1 are needed"
+        yield f"has a text of {text.tokens} vectors of {text.width} numbers: give it {least} or more, of 1 or more"
 
 
 def _parts(model: Model) -> Iterator[str]:
