@@ -38,6 +38,7 @@ bench-infinity: $(READY)
 
 # An hour and more.
 bench-precision: $(READY)
+	$(BIN)/python benchmarks/bench_int8.py
 	$(BIN)/python benchmarks/bench_precision.py
 	$(BIN)/python benchmarks/bench_precision_graphs.py
 

@@ -7,7 +7,7 @@
 onnxruntime-cpu``, ``own copies`` a packed copy in every session, which is what a session does by itself. Every graph's
 time in the three, a picture's, opening, and the peak memory (Pss) of processes that draw one picture: one, and four at
 once on one target. Bars: no graph slower than 1.10 times the one with a copy of its own, peaks of at most 1.4 times the
-bundle's weights beside the decoder's workspace, opened within 3 s (files hashed before).
+bundle's weights beside the decoder's workspace, opened within 3 s, lengths of files checked or their hashes.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def bars(report: dict[str, Any]) -> list[dict[str, Any]]:
             report["peaks"][f"packed, {PROCESSES} processes"] / (allowed + (PROCESSES - 1) * report["workspace"]),
             1.0,
         ),
-        ("seconds to open", report["opens"]["packed, size"], OPENED),
+        ("seconds to open, lengths checked", report["opens"]["packed, size"], OPENED),
+        ("seconds to open, every file that is read hashed", report["opens"]["packed, full"], OPENED),
         ("size on disk over the weights", packed["bytes"] / report["weights"], 2.2),
     ]
     return [{"bar": bar, "value": value, "at_most": most, "met": value <= most} for bar, value, most in rows]

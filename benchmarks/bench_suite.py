@@ -34,7 +34,7 @@ from suite_subjects import SUBJECTS, Subject
 
 from nextscale.compare.machine import this_machine
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @contextmanager
@@ -102,7 +102,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="PICTURES",
         help="also judge so many pictures of the demo model at the subjects' shares (2000 take a quarter of an hour)",
     )
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder of results; README.md is made anew beside it")
+    made.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        help="folder of results, with a README.md of them; default: the project's own",
+    )
     made.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return made
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from suite_subjects import Subject
+from suite_subjects import FULL, INT8, Subject
 
 EVALUATE = Path(__file__).parents[1] / "examples" / "evaluate_demo.py"
-FILE = "demo_quality.json"
+FILE, INTEGERS = "demo_quality.json", "int8.json"
 
 
 def accuracy(subjects: Sequence[Subject], pictures: int, folder: Path, out: Path, threads: int) -> None:
@@ -25,8 +25,12 @@ def accuracy(subjects: Sequence[Subject], pictures: int, folder: Path, out: Path
 
 
 def accuracies(machine: Path) -> dict[str, dict[str, Any]]:
-    """What is known of every variant: by this machine's own run, else by the project's."""
+    """What is known of every variant: by this machine's own run, else by the project's; of int8 by bench_int8.py."""
     found: dict[str, dict[str, Any]] = {}
+    if (path := machine.parent / INTEGERS).exists():
+        for row in json.loads(path.read_text(encoding="utf-8"))["pictures"]["found"]:
+            losses = {f"accuracy_{name}": row[name] for name in ("loss", "loss_upper_bound")}
+            found.update({INT8: {**losses, "pictures": row["pictures"]}} if row["recipe"] == FULL else {})
     for path in (machine.parent / FILE, machine / "accuracy" / FILE):
         if path.exists():
             rows = json.loads(path.read_text(encoding="utf-8"))["variants"]

@@ -43,22 +43,21 @@ FASTER = (
 def bars(report: Row) -> list[Row]:
     """Every bar whose figures are there: what it says, its value, ``at_least`` or ``at_most``, whether it is met."""
     seen: Row = report["seen"]
-    rows = [
-        least(
-            f"{bar.mine}: times as fast as {bar.theirs}, transformer",
-            median(seen, bar.theirs, "transformer") / median(seen, bar.mine, "transformer"),
-            bar.times,
-        )
-        for bar in FASTER
-        if bar.subject == report["subject"] and {str(bar.mine), str(bar.theirs)} <= {*seen}
-    ]
-    rows += parts(seen)
-    rows += own(report)
+    rows = [*faster(report), *parts(seen), *own(report)]
     for variant, line in report["roofline"].items():
         if str(_ours(variant)) in seen:
             value = line["total"] / median(seen, _ours(variant), "transformer")
             rows.append(least(f"{_ours(variant)}: share of the roofline, transformer", value, ROOFLINE))
     return rows
+
+
+def faster(report: Row) -> Iterator[Row]:
+    """How many times as fast one contender is as another."""
+    seen: Row = report["seen"]
+    for bar in FASTER:
+        if bar.subject == report["subject"] and {str(bar.mine), str(bar.theirs)} <= {*seen}:
+            value = median(seen, bar.theirs, "transformer") / median(seen, bar.mine, "transformer")
+            yield least(f"{bar.mine}: times as fast as {bar.theirs}, transformer", value, bar.times)
 
 
 def parts(seen: Row) -> Iterator[Row]:

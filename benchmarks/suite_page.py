@@ -11,21 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from suite_accuracy import accuracies
-from suite_bars import bars, median
+from suite_bars import bars, faster, median
 from suite_plot import plot
 from suite_subjects import FULL, OURS, SIDES, SUBJECTS, UPSTREAM, Contender
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ABOUT, PAGE = "about.md", "README.md"
 
 Row = dict[str, Any]
 
 
 def write_page(results: Path) -> None:
-    """README.md beside the folder of results, and a plot beside each file of them."""
+    """README.md and a plot beside each file of results; the project's page stands beside its folder of results."""
     for path in reports(results):
         path.with_suffix(".svg").write_text(plot(read(path)) + "\n", encoding="utf-8")
-    (results.parent / PAGE).write_text(page(results), encoding="utf-8")
+    (place_of(results) / PAGE).write_text(page(results), encoding="utf-8")
+
+
+def place_of(results: Path) -> Path:
+    """Where the page goes: into a folder of the caller's, and no place above it."""
+    return HERE if results.resolve() == HERE / "results" else results
 
 
 def page(results: Path) -> str:
@@ -33,14 +38,27 @@ def page(results: Path) -> str:
     about = (HERE / ABOUT).read_text(encoding="utf-8").rstrip()
     parts = [f"<!-- Made by suite_page.py: change {ABOUT}, or measure again. -->", about]
     machines = sorted({path.parent for path in reports(results)})
-    parts += ["# Results of the suite", sides_table()] if machines else []
+    parts += ["# Results of the suite", sides_table(), by_machine(results)] if machines else []
     for machine in machines:
         parts.append(f"## {machine.name}")
         known = accuracies(machine)
         for path in reports(results):
             if path.parent == machine:
-                parts += section(read(path), path.with_suffix(".svg").relative_to(results.parent).as_posix(), known)
+                parts += section(read(path), path.with_suffix(".svg").relative_to(place_of(results)).as_posix(), known)
     return "\n\n".join(parts) + "\n"
+
+
+def by_machine(results: Path) -> str:
+    """How many times as fast who is on which machine, before the tables of each; in bold where that is not enough."""
+    found: dict[str, Row] = {}
+    for path in reports(results):
+        report = read(path)
+        for row in faster(report):
+            one = found.setdefault(f"{report['title']}: {row['what']}", {"at least": f"{row['at_least']:g}"})
+            one[path.parent.name] = f"{row['value']:.2f}" if row["met"] else f"**{row['value']:.2f}**"
+    machines = sorted({name for one in found.values() for name in one} - {"at least"})
+    columns = ["at least", *machines]
+    return table(["", *columns], [[what, *(one.get(name, "") for name in columns)] for what, one in found.items()])
 
 
 def reports(results: Path) -> list[Path]:
@@ -183,7 +201,7 @@ def costs(report: Row, known: dict[str, Row]) -> Iterator[list[str]]:
         error = report["errors"].get(variant["name"])
         if error is None:
             continue
-        row = known.get(variant["accuracy"] or "")
+        row = known.get(variant["accuracy"] or variant["name"])
         lost = "not measured"
         if row is not None:
             bound = f"under {100 * row['accuracy_loss_upper_bound']:.2f} by a 95 % bound"

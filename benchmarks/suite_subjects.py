@@ -111,7 +111,7 @@ SUBJECTS = (
         recipe("var-d16"),
         (Variant(FULL), fastvar(_KEPT[0], 0.4, 0.6, accuracy="last two 40, 60 %"), _IN_INT8),
         (*seats(_ALL, FULL), *seats((UPSTREAM, EAGER, OURS), _KEPT[0]), Contender(OURS, INT8)),
-        (*seats((UPSTREAM, EAGER, DYNAMIC, OURS), FULL), *seats((UPSTREAM, OURS), _KEPT[0])),
+        (*seats((UPSTREAM, OURS), FULL), Contender(OURS, _KEPT[0])),
         pictures=50,
         batches=(2, 4),
         check="signatures",

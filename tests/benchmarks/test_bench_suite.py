@@ -19,16 +19,18 @@ for needed in ("torch", "onnx", "onnxruntime"):
 import bench_suite as bench  # noqa: E402
 import numpy as np  # noqa: E402
 import suite_measure  # noqa: E402
+from suite_accuracy import accuracies  # noqa: E402
 from suite_bars import bars  # noqa: E402
 from suite_clock import Spent, Timed  # noqa: E402
 from suite_ground import Ground, available  # noqa: E402
 from suite_machine import machine_name  # noqa: E402
-from suite_page import page, write_page  # noqa: E402
+from suite_page import costs, page, write_page  # noqa: E402
 from suite_subjects import (  # noqa: E402
     COMPILED,
     DYNAMIC,
     EAGER,
     FULL,
+    INT8,
     OURS,
     SUBJECTS,
     UPSTREAM,
@@ -113,15 +115,28 @@ def test_limits_and_batches_are_measured(measured: tuple[Path, dict[str, Any]]) 
 def test_the_page_has_it_all(measured: tuple[Path, dict[str, Any]]) -> None:
     out, report = measured
     write_page(out)
-    text = (out.parent / "README.md").read_text(encoding="utf-8")
+    text = (out / "README.md").read_text(encoding="utf-8")
     assert text == page(out)
     assert "### A tiny one\n" in text
-    assert "](results/a-machine/d16.svg)" in text
+    assert "](a-machine/d16.svg)" in text
     assert (out / "a-machine" / "d16.svg").read_text(encoding="utf-8").count("<rect") == 2 * len(NAMES)
     for i, name in enumerate(NAMES, 1):
         assert f"| {i}: {name} |" in text
     assert all(row["what"] in text for row in bars(report))
+    (faster, *_) = (row for row in bars(report) if "times as fast" in row["what"])
+    assert f"| A tiny one: {faster['what']} | {faster['at_least']:g} | {faster['value']:.2f}" in text
     assert "not measured" in text, "the demo model's accuracy at these shares"
+
+
+def test_what_int8_costs_is_told_by_its_own_benchmark(tmp_path: Path) -> None:
+    rows = [
+        {"recipe": recipe, "loss": loss, "loss_upper_bound": loss + 0.01, "pictures": 80}
+        for recipe, loss in ((FULL, -0.002), ("fastvar", 0.5))
+    ]
+    (tmp_path / "int8.json").write_text(json.dumps({"pictures": {"found": rows}}))
+    report = {"variants": [{"name": INT8, "accuracy": None}], "errors": {INT8: {"code_sum": 0.25, "equal": [1, 0.5]}}}
+    (row,) = costs(report, accuracies(tmp_path / "a-machine"))
+    assert row == [INT8, "0.250", "1.00, 0.50", "-0.20, under 0.80 by a 95 % bound, 80 pictures"]
 
 
 def test_a_full_run_supersedes_a_quick_one(measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

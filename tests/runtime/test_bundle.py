@@ -14,7 +14,7 @@ from support.bundles import edit_manifest
 
 from nextscale.plan.errors import InputError
 from nextscale.runtime import Pipeline
-from nextscale.runtime.bundle import hash_file, open_bundle
+from nextscale.runtime.bundle import check_weights, hash_file, open_bundle
 from nextscale.runtime.errors import BundleError, ManifestError
 from nextscale.runtime.manifest import FILE_NAME, WEIGHTS_FILE
 
@@ -127,6 +127,19 @@ def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
         open_bundle(tmp_path / "nothing")
     with pytest.raises(BundleError, match=r"it has no manifest\.json"):
         open_bundle(tmp_path)
+
+
+def test_weights_may_be_hashed_by_who_reads_them(own_bundle: Path) -> None:
+    weights = own_bundle / WEIGHTS_FILE
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    opened = open_bundle(own_bundle, later=(WEIGHTS_FILE,))
+    with pytest.raises(BundleError, match=r"weights\.safetensors was changed or damaged"):
+        check_weights(opened)
+    weights.write_bytes(data[:-1])
+    with pytest.raises(BundleError, match="bytes, the manifest says"):
+        open_bundle(own_bundle, later=(WEIGHTS_FILE,))
 
 
 def test_another_bundle_than_pinned(bundle: Path) -> None:

@@ -1,7 +1,8 @@
 """Opening a bundle: a folder of graphs, weights and a manifest, read-only and checked before anything loads it.
 
 No file is handed to a native library before its name, its kind, its length and (unless opted out) its hash were found
-to be what the manifest lists. Nothing is ever written into a bundle.
+to be what the manifest lists. The weights' may be left to who knows whether they are read at all. Nothing is ever
+written into a bundle.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from nextscale.plan.errors import InputError
 from nextscale.runtime import manifest as manifests
 from nextscale.runtime import signatures
 from nextscale.runtime.errors import BundleError, ManifestError
-from nextscale.runtime.manifest import FILE_NAME, File, Manifest
+from nextscale.runtime.manifest import FILE_NAME, WEIGHTS_FILE, File, Manifest
 
 _LARGEST_MANIFEST = 64 * 2**20
 
@@ -37,23 +40,39 @@ class Bundle:
         return self.folder / name
 
 
-def open_bundle(path: str | os.PathLike[str], verify: str = "full", expect_sha256: str | None = None) -> Bundle:
+def open_bundle(
+    path: str | os.PathLike[str], verify: str = "full", expect_sha256: str | None = None, later: Collection[str] = ()
+) -> Bundle:
     """Read and check the bundle in the folder ``path``.
 
     ``verify`` is ``full`` (hash every file) or ``size`` (names, kinds and lengths only). ``expect_sha256`` pins the
-    manifest, and by it every file, to one digest. Raises :class:`BundleError` or :class:`ManifestError`.
+    manifest, and by it every file, to one digest. ``later`` are files that the caller hashes where they are read
+    (:func:`check_weights`). Raises :class:`BundleError` or :class:`ManifestError`.
     """
     if verify not in ("full", "size"):
         raise InputError(f"verify is 'full' or 'size'; found {verify!r}")
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"a bundle is opened by the path of its folder; found {path!r}")
+    with _readable(path):
+        return _open(path, verify == "full", expect_sha256, later)
+
+
+def check_weights(bundle: Bundle) -> None:
+    """Hash the weights of a bundle that was opened with them left for ``later``. Raises :class:`BundleError`."""
+    with _readable(bundle.folder):
+        check_file(bundle.folder, WEIGHTS_FILE, bundle.manifest.files[WEIGHTS_FILE])
+
+
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system refuses, in a sentence: no right to read, a path that is too long, a device that fails."""
     try:
-        return _open(path, verify == "full", expect_sha256)
-    except OSError as error:  # no right to read, a path that is too long, a device that fails
+        yield
+    except OSError as error:
         raise BundleError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
-def _open(path: str | os.PathLike[str], hashed: bool, expect_sha256: str | None) -> Bundle:
+def _open(path: str | os.PathLike[str], hashed: bool, expect_sha256: str | None, later: Collection[str]) -> Bundle:
     if not Path(path).is_dir():
         raise BundleError(f"{path} is not a bundle: there is no such folder; make one with `nextscale export`")
     folder = Path(path).resolve()
@@ -66,7 +85,7 @@ def _open(path: str | os.PathLike[str], hashed: bool, expect_sha256: str | None)
     except ManifestError as error:
         raise ManifestError(f"{folder / FILE_NAME}: {error}") from error
     for name, file in manifest.files.items():
-        check_file(folder, name, file, hashed)
+        check_file(folder, name, file, hashed and name not in later)
     return Bundle(folder, manifest, digest)
 
 

@@ -20,12 +20,12 @@ from nextscale.runtime.arguments import whole
 from nextscale.runtime.backends import Backend, make_backend
 from nextscale.runtime.backends.base import Loaded
 from nextscale.runtime.buffers import Slot, for_text, layout, unrolled
-from nextscale.runtime.bundle import Bundle, open_bundle
+from nextscale.runtime.bundle import Bundle, check_weights, open_bundle
 from nextscale.runtime.chain import Chains
 from nextscale.runtime.decoding import Floats, decode_arrays, decode_host
 from nextscale.runtime.encoding import TextEncoder
 from nextscale.runtime.errors import BackendError
-from nextscale.runtime.manifest import Manifest
+from nextscale.runtime.manifest import WEIGHTS_FILE, Manifest
 from nextscale.runtime.memory import MemoryReport
 from nextscale.runtime.passes import Lease, Pass
 from nextscale.runtime.request import Guidance, Request, Setting, check_batch_sizes, make_request, passes
@@ -83,13 +83,13 @@ class Pipeline:
         """Open a bundle read-only, check it, and load its graphs.
 
         ``backend`` is a name (``onnxruntime`` on the device ``cpu`` or ``cuda``, ``tensorrt``, ``tensorrt-rtx``), or a
-        backend made by the caller, which then brings its own device, threads and targets. ``targets`` is where
-        ``nextscale build -o`` put what it built, None beside the bundle.
+        backend made by the caller, which then brings its own device, threads, targets and how they are checked.
+        ``targets`` is where ``nextscale build -o`` put what it built, None beside the bundle.
         ``slots`` calls run at the same time; one that finds none free stands in a queue, at most ``wait`` seconds.
         ``batch_sizes`` are the sizes (1 to 1024) that passes may have (None: what the backend prefers): a request is
         cut into passes of the largest, its rest filled up to the next size. ``verify`` is ``full`` (hash every file,
-        those of a target too) or ``size``; ``expect_sha256`` pins the manifest's digest. Raises a
-        :class:`~nextscale.plan.errors.NextscaleError`.
+        those of a target too, the bundle's weights where they are read) or ``size``; ``expect_sha256`` pins the
+        manifest's digest. Raises a :class:`~nextscale.plan.errors.NextscaleError`.
         """
         start = time.perf_counter()
         if not whole(slots) or not 1 <= slots <= MOST_SLOTS:
@@ -98,13 +98,15 @@ class Pipeline:
         check_seconds("wait", wait)
         if isinstance(backend, Backend) and any(v is not None for v in (device, threads, targets)):
             raise InputError("device, threads and targets belong to the backend that was given: set them there")
-        bundle = open_bundle(path, verify, expect_sha256)
+        bundle = open_bundle(path, verify, expect_sha256, later=(WEIGHTS_FILE,))
         engine = backend if isinstance(backend, Backend) else make_backend(backend, device, threads, targets, verify)
         if bundle.manifest.precision not in engine.precisions:
             raise InputError(
                 f"{bundle.folder} is a bundle in {bundle.manifest.precision}, which {engine.name} does not run on "
                 f"{engine.device}: export one in {' or '.join(engine.precisions)}"
             )
+        if verify == "full" and engine.reads_weights(bundle):
+            check_weights(bundle)
         pipeline = cls(bundle, engine, engine.open(bundle, sizes), slots, wait)
         log.info(
             "opened %s (%s) on %s %s in %.2f s",

@@ -148,6 +148,10 @@ class Backend(ABC):
     precisions: tuple[str, ...]
     device: str
 
+    def reads_weights(self, bundle: Bundle) -> bool:
+        """Whether :meth:`open` would read the bundle's weights: not where it has a target with weights of its own."""
+        return True
+
     @abstractmethod
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Loaded:
         """Load all graphs, check them against their signatures, and put the weights where they run.

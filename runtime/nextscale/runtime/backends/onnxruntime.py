@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +24,9 @@ import numpy as np
 from nextscale.plan.errors import InputError
 from nextscale.runtime.backends.base import Backend, Bound, Call, Memory
 from nextscale.runtime.backends.host import HostLoaded, doubled
-from nextscale.runtime.backends.packed.choice import choose
+from nextscale.runtime.backends.packed.choice import Chosen, choose, fits
 from nextscale.runtime.backends.packed.machine import this_machine
-from nextscale.runtime.backends.packed.target import Packed
+from nextscale.runtime.backends.packed.target import Machine
 from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
@@ -86,16 +87,16 @@ class OnnxRuntime(Backend):
 
     def open(self, bundle: Bundle, batch_sizes: tuple[int, ...] | None = None) -> Sessions:
         """A session for each graph."""
-        graphs, found = bundle.manifest.graphs, self._target(bundle)
-        if found is None:
+        graphs, target = bundle.manifest.graphs, self._target(bundle)
+        if target is None:
             files = {weight.file for weight in bundle.manifest.weights.values()}
             weights = sum(bundle.manifest.files[name].size for name in files)
             paths = [bundle.path(graph.file) for graph in graphs]
         else:
-            folder, packed = found
-            weights, paths = packed.weights.size, [packed.path(folder, graph) for graph in graphs]
-        with ThreadPoolExecutor(min(self.threads or os.cpu_count() or 1, MOST_AT_ONCE)) as pool:
-            loaded = list(pool.map(lambda path, graph: self.load(path, graph, found is not None), paths, graphs))
+            weights, paths = target.packed.weights.size, [target.path(graph) for graph in graphs]
+        workers = min(self.threads or os.cpu_count() or 1, MOST_AT_ONCE)
+        with target.weights_checked() if target else nullcontext(), ThreadPoolExecutor(workers) as pool:
+            loaded = list(pool.map(lambda path, graph: self.load(path, graph, target is not None), paths, graphs))
         give_back()  # every session has packed its weights once more before it took the file's
         sessions = {graph.name: session for graph, session in zip(graphs, loaded, strict=True)}
         return Sessions(sessions, weights, batch_sizes or BATCH_SIZES, doubled(bundle.manifest.text_tokens))
@@ -125,11 +126,21 @@ class OnnxRuntime(Backend):
         check_signature(graph.file, "output", graph.outputs, session.get_outputs())
         return Session(self._ort, session, graph.name)
 
-    def _target(self, bundle: Bundle) -> tuple[Path, Packed] | None:
-        if self.packed is False or self.prepack:
+    def reads_weights(self, bundle: Bundle) -> bool:
+        """Not where it runs on a packed target."""
+        return not self._may_be_packed or not fits(bundle, self._machine(), self.targets)
+
+    def _target(self, bundle: Bundle) -> Chosen | None:
+        if not self._may_be_packed:
             return None
-        machine = this_machine(str(self._ort.__version__))
-        return choose(bundle, machine, self.targets, bool(self.packed), self.verify)
+        return choose(bundle, self._machine(), self.targets, bool(self.packed), self.verify)
+
+    @property
+    def _may_be_packed(self) -> bool:
+        return self.packed is not False and not self.prepack
+
+    def _machine(self) -> Machine:
+        return this_machine(str(self._ort.__version__))
 
     def versions(self) -> dict[str, str]:
         """The version of ONNX Runtime."""

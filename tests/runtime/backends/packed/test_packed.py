@@ -273,6 +273,18 @@ def test_a_bundle_that_was_damaged_is_not_packed(own_packed: Path) -> None:
         building.build_packed(opened, own_packed.parent / "elsewhere", lambda *told: None)
 
 
+def test_the_bundles_weights_are_hashed_where_they_are_read_alone(own_packed: Path, packed: Path) -> None:
+    weights = own_packed / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    for mine, whole in zip(pictures(own_packed, packed=True), pictures(packed, packed=True), strict=True):
+        np.testing.assert_array_equal(mine, whole)
+    for own in ({"packed": False}, {"prepack": True}):
+        with pytest.raises(BundleError, match=r"weights\.safetensors was changed or damaged"):
+            pictures(own_packed, **own)
+
+
 def test_processors_are_told_apart_by_what_numpy_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(*names: str) -> str:
         extensions = {"SIMD Extensions": {"baseline": ["SSE"], "found": list(names)}}

@@ -16,7 +16,7 @@ from nextscale.runtime.backends.onnxruntime import errors_of, first_line, import
 from nextscale.runtime.backends.packed import target as targets
 from nextscale.runtime.backends.packed.machine import this_machine
 from nextscale.runtime.backends.packed.packing import Packing
-from nextscale.runtime.backends.packed.target import FILE_NAME, WEIGHTS, Machine, Packed, PackedGraph
+from nextscale.runtime.backends.packed.target import FILE_NAME, PRECISIONS, WEIGHTS, Machine, Packed, PackedGraph
 from nextscale.runtime.bundle import Bundle, check_file, hash_file
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import WEIGHTS_FILE, File
@@ -25,7 +25,6 @@ from nextscale.runtime.targets.publish import check_place, clear, hidden_folder,
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
 # Measured: the packed file against the weights, and what packing takes (VAR-d16 and Infinity 125M, two cores).
 SIZE, SECONDS_PER_GB, SECONDS_PER_GRAPH = 2.1, 12.0, 2.0
-PACKED = ("fp32", "int8")
 PROBE = 2**24  # bytes
 TEMPORARY = 1.0  # the file of one graph, beside the common one, as a share of the latter
 
@@ -88,7 +87,7 @@ def _why(bundle: Bundle, machine: Machine, folder: Path, force: bool) -> str | N
     if other := targets.misfit(folder, bundle, machine):
         return other
     there = targets.read(folder)
-    return targets.damage(folder, there, hashed=True)
+    return targets.damage(folder, there, hashed=there.files)
 
 
 def _tell_cost(bundle: Bundle, place: Path, say: Callable[[str], None]) -> None:
@@ -150,10 +149,11 @@ def _file(path: Path) -> tuple[str, int]:
 
 def _check(bundle: Bundle) -> None:
     """The bundle can be packed, and is whole."""
-    if bundle.manifest.precision not in PACKED:
+    if bundle.manifest.precision not in PRECISIONS:
         raise InputError(
-            f"{bundle.folder} is in {bundle.manifest.precision}, and only weights in {' or '.join(PACKED)} are packed: "
-            f"a CPU computes half precision in float32, through copies; export the bundle in {' or '.join(PACKED)}"
+            f"{bundle.folder} is in {bundle.manifest.precision}, and only weights in {' or '.join(PRECISIONS)} are "
+            f"packed: a CPU computes half precision in float32, through copies; export the bundle in "
+            f"{' or '.join(PRECISIONS)}"
         )
     for file in [*(graph.file for graph in bundle.manifest.graphs), WEIGHTS_FILE]:
         check_file(bundle.folder, file, bundle.manifest.files[file])

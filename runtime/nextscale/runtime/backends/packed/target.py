@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from nextscale.runtime.targets.places import beside, folder_name, in_cache
 
 FLAVOR, FILE_NAME, SCHEMA_VERSION = "onnxruntime-cpu", "packed.json", 1
 WEIGHTS = "packed.bin"
+PRECISIONS = ("fp32", "int8")  # that are packed
 _LARGEST = 2**20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -58,9 +59,14 @@ class Packed:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def files(self) -> Mapping[str, File]:
+        """Every file beside the manifest: the graphs', then the weights."""
+        return {**{each.file: File(each.sha256, each.size) for each in self.graphs}, WEIGHTS: self.weights}
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
-        return self.weights.size + sum(graph.size for graph in self.graphs)
+        return sum(file.size for file in self.files.values())
 
     def path(self, folder: Path, graph: Graph) -> Path:
         """The file of a graph."""
@@ -141,12 +147,11 @@ def differences(packed: Packed, bundle: Bundle, machine: Machine) -> Iterator[st
         yield f"the graphs {', '.join(other)}"
 
 
-def damage(folder: Path, packed: Packed, hashed: bool) -> str | None:
-    """What is wrong with a target's files, None where they are what was written (``hashed``: byte by byte)."""
-    files = {each.file: File(each.sha256, each.size) for each in packed.graphs}
+def damage(folder: Path, packed: Packed, hashed: Collection[str]) -> str | None:
+    """What is wrong with a target's files, None where they are what was written (those ``hashed`` byte by byte)."""
     try:
-        for name, file in {**files, WEIGHTS: packed.weights}.items():
-            check_file(folder.resolve(), name, file, hashed)
+        for name, file in packed.files.items():
+            check_file(folder.resolve(), name, file, name in hashed)
     except (BundleError, OSError) as error:
         return re.split(OF_BUNDLES, str(error))[0]
     return None
