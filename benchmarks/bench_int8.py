@@ -7,7 +7,8 @@
 - graphs: every step of the int8 graphs gets the float32 eager model's tokens as its past, and is compared by its logits
   and its own draws;
 - layers: likewise eager PyTorch with one kind of layer alone in integers;
-- pair: every graph's time in both bundles, by turns in one process, on their packed targets.
+- pair: every graph's time in both bundles, by turns in one process, on their packed targets, and what the rates of
+  products that this machine reaches in the same run would allow.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from bench_precision import REPOSITORY, RESULTS, Variant, draws, model_of, request_of, run_forced
 from bench_precision_graphs import measure
 from int8_tables import tables
+from machine_rates import rates, reached, roofline
 from precision_tallies import Errors, Forced
 
 from nextscale.compare.latency import times
@@ -149,11 +151,16 @@ def pair_times(pair: Sequence[Path], runs: int, threads: int) -> dict[str, Any]:
             parts |= {"without decode": sum(v for k, v in parts.items() if k != "decode"), "picture": result.seconds}
             for graph, seconds in parts.items() if turn else ():
                 seen[name].setdefault(graph, []).append(seconds)
+    del pipelines
     manifests = [open_bundle(bundle, verify="size").manifest for bundle in pair]
+    plan = manifests[0].plan
+    found = rates(plan, threads, integers=True)
     return {
         "recipe": manifests[0].recipe.name,
         "weights": [manifest.files[WEIGHTS_FILE].size for manifest in manifests],
         "graphs": {name: {graph: asdict(times(each)) for graph, each in seen[name].items()} for name in PRECISIONS},
+        "rates": found,
+        "roofline": {name: roofline(plan, reached(found), precision=name) for name in PRECISIONS},
     }
 
 

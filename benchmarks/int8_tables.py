@@ -54,7 +54,7 @@ def _layers(rows: list[dict[str, Any]]) -> str:
 
 
 def _pair(pair: dict[str, Any]) -> str:
-    """Medians by graph, and how many times faster int8 is."""
+    """Medians by graph, how many times faster int8 is, and how near both are to their rooflines."""
     exact, whole = pair["graphs"]["fp32"], pair["graphs"]["int8"]
     sizes = " and ".join(f"{size / 1e6:,.0f}" for size in pair["weights"])
     rows = (
@@ -62,7 +62,18 @@ def _pair(pair: dict[str, Any]) -> str:
         for graph in exact
     )
     table = markdown("graph|float32, ms|int8, ms|times faster", rows)
-    return f"{pair['recipe']}, weights of {sizes} MB:\n\n{table}"
+    products = pair["rates"]["products"]
+    reached = [(p["matrix"], max(p["gflops"].values()), p["int8_gflops"]) for p in products]
+    rates = ", ".join(f"{matrix} {single:.0f} and {whole:.0f}" for matrix, single, whole in reached)
+    shares = [
+        f"{100 * pair['roofline'][name]['total'] / pair['graphs'][name]['without decode']['median']:.0f} %"
+        for name in ("fp32", "int8")
+    ]
+    limits = (
+        f"Of the roofline, without decode: {' and '.join(shares)}. GFLOP/s that products reach in float32 (the faster "
+        f"library) and in integers, {products[0]['rows']} rows: {rates}."
+    )
+    return f"{pair['recipe']}, weights of {sizes} MB:\n\n{table}\n\n{limits}"
 
 
 def _faster(exact: dict[str, Any], whole: dict[str, Any], graph: str) -> str:

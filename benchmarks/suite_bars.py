@@ -44,8 +44,9 @@ def bars(report: Row) -> list[Row]:
     """Every bar whose figures are there: what it says, its value, ``at_least`` or ``at_most``, whether it is met."""
     seen: Row = report["seen"]
     rows = [*faster(report), *parts(seen), *own(report)]
+    precisions = {variant["name"]: variant["precision"] for variant in report["variants"]}
     for variant, line in report["roofline"].items():
-        if str(_ours(variant)) in seen:
+        if str(_ours(variant)) in seen and precisions[variant] == "fp32":
             value = line["total"] / median(seen, _ours(variant), "transformer")
             rows.append(least(f"{_ours(variant)}: share of the roofline, transformer", value, ROOFLINE))
     return rows

@@ -104,8 +104,12 @@ def measure(subject: Subject, ground: Ground, settings: Settings, tell: Tell) ->
     for each, more in by_turns(ours, replace(ask, seed=1000), pictures - rounds, "pictures of ours", tell).items():
         for name in ("runs", "own", "noise"):
             getattr(seen[each], name).extend(getattr(more, name))
-    found = rates(plans[contenders[0]], settings.threads)
-    whole = {name: plan for plan, name in ((plans[e], e.variant) for e in contenders) if single(subject, name)}
+    precisions = {each.variant: subject.variant(each.variant).precision for each in contenders}
+    found = rates(plans[contenders[0]], settings.threads, integers="int8" in precisions.values())
+    rooflines = {
+        name: roofline(subject.plan(subject.variant(name)), reached(found), precision=precision)
+        for name, precision in precisions.items()
+    }
     del sides, ours
     gc.collect()
     batches = throughput(subject, contenders, opened, ask, settings, tell)
@@ -135,15 +139,10 @@ def measure(subject: Subject, ground: Ground, settings: Settings, tell: Tell) ->
         "processes": processes,
         "made": ground.made(),
         "rates": found,
-        "roofline": {name: roofline(plan, reached(found)) for name, plan in whole.items()},
+        "roofline": rooflines,
     }
     made: dict[str, Any] = plain(report)
     return made
-
-
-def single(subject: Subject, variant: str) -> bool:
-    """Whether it computes in float32, of which rates are measured."""
-    return subject.variant(variant).precision == "fp32"
 
 
 def asked(plan: Plan, seed: int) -> Ask:

@@ -217,10 +217,11 @@ def machine_rates(report: Row) -> str:
         f"{p['matrix']} ({p['in']} to {p['out']}) {p['gflops']['torch']:.0f} and {p['gflops']['onnxruntime']:.0f}"
         for p in rates["products"]
     )
-    said = (
-        f"GFLOP/s at {rates['products'][0]['rows']} rows by PyTorch and ONNX Runtime: {products}; copying "
-        f"{rates['gbytes']:.1f} GB/s."
-    )
+    said = f"GFLOP/s at {rates['products'][0]['rows']} rows by PyTorch and ONNX Runtime: {products}"
+    if "int8_gflops" in rates["products"][0]:
+        whole = ", ".join(f"{p['int8_gflops']:.0f}" for p in rates["products"])
+        said += f"; of integers, by ONNX Runtime: {whole}"
+    said += f"; copying {rates['gbytes']:.1f} GB/s."
     if made:
         took = (
             f"{name} {one['seconds']:.0f} s{', traces shared with the one before' if one['traces_shared'] else ''}"

@@ -20,6 +20,7 @@ from infinity_bars import bars  # noqa: E402
 from machine_rates import matrices, rates, reached, roofline  # noqa: E402
 from support.drawn_infinity import TOKENIZER  # noqa: E402
 
+from nextscale.plan.cost import plan_cost  # noqa: E402
 from nextscale.plan.families.infinity import infinity_model  # noqa: E402
 from nextscale.plan.methods.fastvar import FastVAR  # noqa: E402
 from nextscale.plan.recipes import Recipe, recipe  # noqa: E402
@@ -179,6 +180,21 @@ def test_the_roofline_is_the_plan_s_at_the_reached_rates() -> None:
     assert short["total"] == pytest.approx(short["begin"] + sum(short["steps"]))
     saved = 4 * 2 * 9 * 504 * MODEL.width * MODEL.depth  # scores and sums of both rows at the last step
     assert (long["steps"][-1] - short["steps"][-1]) * fast.tflops["fp32"] * 1e12 == pytest.approx(saved)
+
+
+def test_integers_have_a_rate_of_their_own_and_what_is_float32_keeps_its() -> None:
+    plan = bench.plan_for(tiny(bench.PLAIN))
+    found = rates(plan, 1, repeat=1, integers=True)
+    machine = replace(reached(found), bandwidth=1e9)  # no traffic: work alone
+    twice = replace(machine, tflops={**machine.tflops, "int8": 2 * machine.tflops["fp32"]})
+    single, whole = (roofline(plan, twice, precision=precision) for precision in ("fp32", "int8"))
+    linear = [graph.flops.get("linear", 0.0) for graph in plan_cost(plan, 1, "int8").graphs]
+    for i, each in enumerate(linear[1:-1]):
+        saved = (single["steps"][i] - whole["steps"][i]) * machine.tflops["fp32"] * 1e12
+        assert saved == pytest.approx(each / 2)
+    assert single["decode"] == whole["decode"]
+    within = [product["int8_gflops"] for product in found["products"]]
+    assert min(within) <= machine.tflops["int8"] * 1e3 <= max(within)
 
 
 def test_what_the_command_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def test_a_pair_is_timed_graph_by_graph(
         assert list(side)[-2:] == ["without decode", "picture"]
         assert {one["runs"] for one in side.values()} == {2}
         assert side["without decode"]["median"] < side["picture"]["median"]
+    assert all(product["int8_gflops"] > 0 for product in found["rates"]["products"])
+    assert {*found["roofline"]} == {*bench.PRECISIONS}
 
 
 def test_the_committed_table_is_the_committed_result() -> None:

@@ -41,7 +41,12 @@ def report(subject: str, **sides: dict[str, Any]) -> dict[str, Any]:
         "subject": subject,
         "grids": [[1, 1], [2, 2]],
         "seen": {names[key]: one for key, one in sides.items()},
-        "roofline": {"full": {"total": 3.0}, "fastvar 60, 40 %": {"total": 2.0}},
+        "variants": [
+            {"name": "full", "precision": "fp32"},
+            {"name": "fastvar 60, 40 %", "precision": "fp32"},
+            {"name": "int8", "precision": "int8"},
+        ],
+        "roofline": {"full": {"total": 3.0}, "fastvar 60, 40 %": {"total": 2.0}, "int8": {"total": 0.1}},
     }
 
 

@@ -135,4 +135,6 @@ def test_int8_weights_of_blocks_are_a_byte_each() -> None:
     }
     steps = [plan_cost(plan, precision=precision).steps[-1].moved for precision in ("fp32", "int8")]
     assert 0.2 < steps[1]["weights"] / steps[0]["weights"] < 0.4
+    begins = [plan_cost(plan, precision=precision).begin.moved["weights"] for precision in ("fp32", "int8")]
+    assert begins[0] - begins[1] == 3 * 16 * 6 * 1024 * 1024, "adaLN is read here"
     assert steps[1]["tapes"] == steps[0]["tapes"]

@@ -23,6 +23,7 @@ from nextscale.plan.sizes import (
     diffusion_parameters,
     embedding_parameters,
     head_parameters,
+    integer_adaln,
     integer_parameters,
     model_parameters,
     quantizer_parameters,
@@ -234,7 +235,8 @@ def _begin(plan: Plan, images: int, precision: str) -> GraphCost:
         adaln = 0 if not model.adaln else 6 if model.shared_adaln else 6 * model.depth
         flops += rows * (2 * model.width * model.width * (adaln + 2) + _text_flops(model))
         labels = model.classes * model.width  # of the class table only the rows asked for are read
-        moved["weights"] += item * (begin_parameters(model) - labels)
+        saved = (item - 1) * integer_adaln(model) if precision == "int8" else 0
+        moved["weights"] += item * (begin_parameters(model) - labels) - saved
         moved["activations"] += 4 * images * sum(math.prod(longest(g.shape, model)) for g in given(model))
         for made in conditions(model):
             moved["activations"] += rows * math.prod(longest(made.shape, model)) * item_bytes(made.dtype, precision)

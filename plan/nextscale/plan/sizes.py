@@ -39,8 +39,12 @@ def integer_parameters(model: Model) -> int:
     """Weights of an int8 bundle that are integers of a byte: the matrices of blocks, and of each block's adaLN."""
     c, f = model.width, model.ffn_width
     matrices = {"attn": 4 * c * c, "sa": 4 * c * c, "ca": 2 * c * c, "ffn": (3 if model.gated_ffn else 2) * c * f}
-    adaln = 6 * c * c if model.adaln and not model.shared_adaln else 0
-    return model.depth * (sum(matrices[name] for name in model.sub_layers) + adaln)
+    return model.depth * sum(matrices[name] for name in model.sub_layers) + integer_adaln(model)
+
+
+def integer_adaln(model: Model) -> int:
+    """Those of them that ``begin`` reads."""
+    return model.depth * 6 * model.width**2 if model.adaln and not model.shared_adaln else 0
 
 
 def begin_parameters(model: Model) -> int:
