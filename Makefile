@@ -18,11 +18,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # Every benchmark is a script that prints its table: benchmarks/bench_*.py --help.
-# Meant for ten minutes on two quiet cores.
+# Eight minutes on two quiet cores of an EPYC.
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --quick
 
-# Above two hours, 40 GB of disk: VAR-d16 alone took 51 minutes on two quiet cores, the d36 shape 64.
+# Above two hours, 40 GB of disk: VAR-d16 alone took 43 to 51 minutes on two quiet cores, the d36 shape 65.
 bench-full: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --accuracy 2000
 	$(BIN)/python benchmarks/bench_export.py

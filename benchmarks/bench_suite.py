@@ -1,6 +1,6 @@
 """The performance suite: who makes the same pictures how fast, and what this machine would allow.
 
-    python benchmarks/bench_suite.py --quick            # make bench: the demo model and VAR-d16, meant for ten minutes
+    python benchmarks/bench_suite.py --quick            # make bench: the demo model and VAR-d16, eight minutes
     python benchmarks/bench_suite.py                    # make bench-full: everything, two hours, 40 GB of disk
     python benchmarks/bench_suite.py --only d16 --folder DIR     # DIR keeps checkpoint and bundles for another time
 
