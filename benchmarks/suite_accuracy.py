@@ -25,14 +25,14 @@ def accuracy(subjects: Sequence[Subject], pictures: int, folder: Path, out: Path
 
 
 def accuracies(machine: Path) -> dict[str, dict[str, Any]]:
-    """What is known of every variant: by this machine's own run, else by the project's; of int8 by bench_int8.py."""
+    """What is known of every variant, by the run of most pictures on any machine; of int8 by bench_int8.py."""
     found: dict[str, dict[str, Any]] = {}
     if (path := machine.parent / INTEGERS).exists():
         for row in json.loads(path.read_text(encoding="utf-8"))["pictures"]["found"]:
             losses = {f"accuracy_{name}": row[name] for name in ("loss", "loss_upper_bound")}
             found.update({INT8: {**losses, "pictures": row["pictures"]}} if row["recipe"] == FULL else {})
-    for path in (machine.parent / FILE, machine / "accuracy" / FILE):
-        if path.exists():
-            rows = json.loads(path.read_text(encoding="utf-8"))["variants"]
-            found.update({row["variant"]: row for row in rows})
+    for path in (*machine.parent.glob(FILE), *sorted(machine.parent.glob(f"*/accuracy/{FILE}"))):
+        for row in json.loads(path.read_text(encoding="utf-8"))["variants"]:
+            if row["pictures"] > found.get(row["variant"], {"pictures": 0})["pictures"]:
+                found[row["variant"]] = row
     return found
