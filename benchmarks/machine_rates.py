@@ -55,8 +55,7 @@ def rates(plan: Plan, threads: int, repeat: int = 5, integers: bool = False) -> 
 
 
 def reached(found: dict[str, Any]) -> Device:
-    """The machine by those rates: all four products, one after the other, by the faster library; int8's where it is
-    there."""
+    """The machine by those rates: all four products, one after the other, by the faster library; int8's if measured."""
     products = found["products"]
     flops = sum(product["flops"] for product in products)
     time_of = {

@@ -24,14 +24,15 @@ def accuracy(subjects: Sequence[Subject], pictures: int, folder: Path, out: Path
     subprocess.run([*command, *settings, *words], check=True)
 
 
-def accuracies(machine: Path) -> dict[str, dict[str, Any]]:
+def accuracies(results: Path) -> dict[str, dict[str, Any]]:
     """What is known of every variant, by the run of most pictures on any machine; of int8 by bench_int8.py."""
     found: dict[str, dict[str, Any]] = {}
-    if (path := machine.parent / INTEGERS).exists():
+    for path in results.glob(INTEGERS):
         for row in json.loads(path.read_text(encoding="utf-8"))["pictures"]["found"]:
-            losses = {f"accuracy_{name}": row[name] for name in ("loss", "loss_upper_bound")}
-            found.update({INT8: {**losses, "pictures": row["pictures"]}} if row["recipe"] == FULL else {})
-    for path in (*machine.parent.glob(FILE), *sorted(machine.parent.glob(f"*/accuracy/{FILE}"))):
+            if row["recipe"] == FULL:
+                losses = {f"accuracy_{name}": row[name] for name in ("loss", "loss_upper_bound")}
+                found[INT8] = {**losses, "pictures": row["pictures"]}
+    for path in (*results.glob(FILE), *sorted(results.glob(f"*/accuracy/{FILE}"))):
         for row in json.loads(path.read_text(encoding="utf-8"))["variants"]:
             if row["pictures"] > found.get(row["variant"], {"pictures": 0})["pictures"]:
                 found[row["variant"]] = row

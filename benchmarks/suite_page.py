@@ -37,11 +37,10 @@ def page(results: Path) -> str:
     """The whole page."""
     about = (HERE / ABOUT).read_text(encoding="utf-8").rstrip()
     parts = [f"<!-- Made by suite_page.py: change {ABOUT}, or measure again. -->", about]
-    machines = sorted({path.parent for path in reports(results)})
+    machines, known = sorted({path.parent for path in reports(results)}), accuracies(results)
     parts += ["# Results of the suite", sides_table(), by_machine(results)] if machines else []
     for machine in machines:
         parts.append(f"## {machine.name}")
-        known = accuracies(machine)
         for path in reports(results):
             if path.parent == machine:
                 parts += section(read(path), path.with_suffix(".svg").relative_to(place_of(results)).as_posix(), known)

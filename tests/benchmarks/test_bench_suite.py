@@ -135,7 +135,7 @@ def test_what_int8_costs_is_told_by_its_own_benchmark(tmp_path: Path) -> None:
     ]
     (tmp_path / "int8.json").write_text(json.dumps({"pictures": {"found": rows}}))
     report = {"variants": [{"name": INT8, "accuracy": None}], "errors": {INT8: {"code_sum": 0.25, "equal": [1, 0.5]}}}
-    (row,) = costs(report, accuracies(tmp_path / "a-machine"))
+    (row,) = costs(report, accuracies(tmp_path))
     assert row == [INT8, "0.250", "1.00, 0.50", "-0.20, under 0.80 by a 95 % bound, 80 pictures"]
 
 

@@ -92,13 +92,16 @@ def test_bars_name_contenders_that_there_are() -> None:
         assert {bar.mine, bar.theirs} <= set(subjects[bar.subject].contenders)
 
 
-def test_a_machine_s_own_accuracy_comes_before_the_project_s(tmp_path: Path) -> None:
+def test_of_several_runs_the_one_of_most_pictures_counts(tmp_path: Path) -> None:
     machine = tmp_path / "machine"
     (machine / "accuracy").mkdir(parents=True)
-    for place, rows in ((tmp_path, {"fastvar": 1, "last 40 %": 2}), (machine / "accuracy", {"fastvar": 3})):
+    for place, rows in (
+        (tmp_path, {"fastvar": 1, "last 40 %": 4}),
+        (machine / "accuracy", {"fastvar": 3, "last 40 %": 2}),
+    ):
         variants = [{"variant": name, "pictures": count} for name, count in rows.items()]
         (place / "demo_quality.json").write_text(json.dumps({"variants": variants}), encoding="utf-8")
-    assert {name: row["pictures"] for name, row in accuracies(machine).items()} == {"fastvar": 3, "last 40 %": 2}
+    assert {name: row["pictures"] for name, row in accuracies(tmp_path).items()} == {"fastvar": 3, "last 40 %": 4}
 
 
 def test_every_pruned_variant_names_the_demo_s() -> None:

@@ -15,6 +15,7 @@ from nextscale.plan.errors import InputError, PlanError
 from nextscale.plan.types import Plan
 
 PRECISIONS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}  # bytes of a number in a buffer; int8 is of products alone
+SIZES = {"compute": PRECISIONS, "matrix": PRECISIONS | {"int8": 1}}  # bytes of what the precision decides
 ALIGNMENT = 256  # bytes; what CUDA's allocator and TensorRT give and ask for
 
 
@@ -40,10 +41,10 @@ class Value:
 
 
 def item_bytes(dtype: str, precision: str) -> int:
-    """Bytes of an item; ``compute`` is what the precision makes it."""
+    """Bytes of an item; ``compute`` is what the precision makes it, ``matrix`` a weight of a block's matrices."""
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is unknown; known are {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision] if dtype == "compute" else 4
+    return SIZES[dtype][precision] if dtype in SIZES else 4
 
 
 def buffer_bytes(buffer: Buffer, images: int, precision: str) -> int:

@@ -100,7 +100,7 @@ def memory(plan: Plan, images: int = 1, precision: str = "fp16") -> dict[str, in
     weights = sum(model_parameters(model, plan.schedule) for _, model in plan.models)
     weights += tokenizer_parameters(plan.tokenizer, plan.code_grid)
     used = lifetimes(plan)
-    saved = (item - 1) * sum(integer_parameters(model) for _, model in plan.models) if precision == "int8" else 0
+    saved = (item - item_bytes("matrix", precision)) * sum(integer_parameters(model) for _, model in plan.models)
     causes = {"weights": weights * item - saved}
     for buffer in buffers(plan):
         if buffer.name in used:
@@ -138,7 +138,7 @@ def _step_cost(plan: Plan, step: Step, images: int, precision: str) -> GraphCost
     for layer in step.layers:
         for sub in layer.sub_layers:
             _add_sub_layer(plan, step, layer, sub, rows, item, flops, moved)
-            moved["weights"] += (1 if precision == "int8" else item) * sub_layer_parameters(model, sub.name)
+            moved["weights"] += item_bytes("matrix", precision) * sub_layer_parameters(model, sub.name)
         for write in layer.writes:
             moved["tapes"] += 2 * item * rows * write.length * _tape_width(plan, write.tape, model)
     if step.order:  # the first step's tokens come from begin
@@ -235,7 +235,7 @@ def _begin(plan: Plan, images: int, precision: str) -> GraphCost:
         adaln = 0 if not model.adaln else 6 if model.shared_adaln else 6 * model.depth
         flops += rows * (2 * model.width * model.width * (adaln + 2) + _text_flops(model))
         labels = model.classes * model.width  # of the class table only the rows asked for are read
-        saved = (item - 1) * integer_adaln(model) if precision == "int8" else 0
+        saved = (item - item_bytes("matrix", precision)) * integer_adaln(model)
         moved["weights"] += item * (begin_parameters(model) - labels) - saved
         moved["activations"] += 4 * images * sum(math.prod(longest(g.shape, model)) for g in given(model))
         for made in conditions(model):
