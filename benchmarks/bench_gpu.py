@@ -1,12 +1,14 @@
-"""What a GPU makes of drawn VAR models: every backend against eager PyTorch and torch.compile, in one process.
+"""What a GPU makes of drawn models: every backend against upstream's code, eager PyTorch and torch.compile.
 
     python benchmarks/bench_gpu.py [--model var-d16 ...] [--precision fp16 bf16] [--batch 1 4 8] [--budget 3600]
 
-Draws VAR-d16 and d30 at 256 px and d36 at 512 px, in full and with FastVAR. Eager PyTorch runs with flash attention,
-torch.compile with CUDA graphs. Beside times: parity under forced tokens, device memory against weights, tapes, caches
-and scratch, and the share of a picture in which the GPU idles. Compiling takes minutes for each model, precision and
-batch, so it comes after everything else of all models, while the budget lasts; what was not run says why. The JSON is
-written after every case. Bundles are not verified when they are written: parity is what is asked here.
+Draws VAR-d16 and d30 at 256 px, d36 at 512 px and Infinity's 2B at 512 and 1024 px, in full and with FastVAR; all sides
+run in one process. Upstream's code (upstream_side.py) and eager PyTorch have flash attention, upstream in its autocast
+and an Infinity one picture at a time; torch.compile has CUDA graphs. Beside times: parity under forced tokens, device
+memory against weights, tapes, caches and scratch, and the share of a picture in which the GPU idles. Compiling takes
+minutes for each model, precision and batch, so it comes after everything else of all models, while the budget lasts;
+what was not run says why. The JSON is written after every case. Bundles are not verified when they are written: parity
+is what is asked here. What the figures have to show: gpu_bars.py.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from gpu_bars import Row, bars, show
+from gpu_cases import MODELS, UPSTREAM, Case, ask_of, cases
+from gpu_torch import allocated, flash, free
+from upstream_side import UpstreamSide, upstream_side
 
 from nextscale.compare.columns import BACKENDS, COMPILE, EAGER, GPU_ONLY, lacking_compiler, lacking_cuda
 from nextscale.compare.compiled import CompiledEager
@@ -30,45 +35,19 @@ from nextscale.compare.gpu_check.findings import Figures, Notes
 from nextscale.compare.gpu_check.subjects import Progress, Way, ways
 from nextscale.compare.machine import OtherWork, driver_version, this_machine
 from nextscale.compare.plain import plain
-from nextscale.compare.sides import Ask, BundleSide, on_device
+from nextscale.compare.sides import Ask, BundleSide, Side, on_device
 from nextscale.export.bundle import Options, prepared, write_graphs, write_manifest
 from nextscale.export.checkpoint import Checkpoint, load_checkpoint
 from nextscale.export.draw import draw_checkpoint
 from nextscale.export.graphs import Traced
 from nextscale.plan.recipes import plan_for, recipe
-from nextscale.plan.types import Plan
+from nextscale.plan.types import Grid, Plan
 from nextscale.runtime.backends.tensorrt.wishes import Wishes
 from nextscale.runtime.bundle import Bundle, open_bundle
 from nextscale.runtime.manifest import Recipe
 
 RESULTS = Path(__file__).parent / "results"
-MODELS = ("var-d16", "var-d30", "var-d36")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One bundle at one batch size."""
-
-    model: str
-    recipe: str
-    precision: str
-    batch: int
-
-    def subject(self, side: str) -> dict[str, str]:
-        """What a finding is of."""
-        parts = {"recipe": self.recipe, "precision": self.precision, "batch": str(self.batch)}
-        return {"model": self.model, **parts, "side": side}
-
-
-def cases(models: Sequence[str], precisions: Sequence[str], batches: Sequence[int]) -> list[Case]:
-    """In the order in which they run: everything of one bundle together."""
-    return [
-        Case(model, name, precision, batch)
-        for model in models
-        for precision in precisions
-        for name in (model, f"{model}-fastvar")
-        for batch in batches
-    ]
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of upstream's autocast; float32 has none
 
 
 @dataclass
@@ -81,11 +60,16 @@ class Bench:
     ways: Sequence[Way]
     notes: Notes
     runs: int = 20
+    usual: tuple[Grid, ...] | None = None  # the schedule of files that name none
 
     def __post_init__(self) -> None:
         self.traced: Traced = {}
         self.bundles: dict[tuple[str, str], Bundle | None] = {}
-        self.checkpoint = on_device(load_checkpoint(*self.files), self.device)
+        self.checkpoint = on_device(self.loaded(), self.device)
+
+    def loaded(self) -> Checkpoint:
+        """The checkpoint in the host's memory."""
+        return load_checkpoint(*self.files, usual=self.usual)
 
     def run(self, case: Case) -> None:
         """Eager PyTorch, then every backend on the same pictures."""
@@ -101,6 +85,8 @@ class Bench:
                 return pictures.latency(made[0].side, ask, self.runs)
 
         if self.notes.ask("latency", case.subject(EAGER), eager, 30.0):
+            self._torch(case.subject(EAGER), made[0].side, ask)
+            self._upstream(case, plan, ask)
             for way in self.ways:
                 self._backend(way, bundle, case, made[0], ask)
 
@@ -123,8 +109,7 @@ class Bench:
         key = (case.recipe, case.precision)
 
         def answer() -> Figures:
-            checkpoint = load_checkpoint(*self.files)
-            made = write_bundle(checkpoint, *key, self.folder, self.traced, self.notes.tick)
+            made = write_bundle(self.loaded(), *key, self.folder, self.traced, self.notes.tick)
             self.bundles[key] = made
             return {"graphs": len(made.manifest.graphs)}
 
@@ -133,13 +118,40 @@ class Bench:
             self.notes.ask("export", case.subject("bundle"), answer, 60.0)
         return self.bundles[key]
 
+    def _upstream(self, case: Case, plan: Plan, ask: Ask) -> None:
+        """Upstream's eager code in its autocast, on the same pictures."""
+        subject = case.subject(UPSTREAM)
+        if plan.model().text and len(ask.labels) > 1:
+            self.notes.not_run("latency", subject, "upstream's code makes one picture at a time")
+            return
+        made: list[UpstreamSide] = []
+
+        def answer() -> Figures:
+            made.append(upstream_side(self.checkpoint, plan, HALVES.get(case.precision)))
+            with flash(self.device):
+                return pictures.latency(made[0], ask, self.runs)
+
+        if self.notes.ask("latency", subject, answer, 30.0):
+            self._torch(subject, made[0], ask)
+
+    def _torch(self, subject: Mapping[str, str], side: Side, ask: Ask) -> None:
+        """What PyTorch holds for a picture, weights apart, and how long it leaves the GPU idle."""
+
+        def run() -> object:
+            with flash(self.device):
+                return side.run(ask)
+
+        if self.device == "cuda":
+            self.notes.ask("memory", subject, lambda: {"of_a_picture": allocated(run)})
+            self.notes.ask("idle", subject, partial(pictures.idle, run), 10.0)
+
     def _backend(self, way: Way, bundle: Bundle, case: Case, reference: pictures.Reference, ask: Ask) -> None:
         subject, place = case.subject(way.name), bundle.folder.with_name(f"{bundle.folder.name}.targets")
         if way.backend in GPU_ONLY:
             build = partial(engines.build, way.backend, bundle, place, Wishes((case.batch,)), self.notes.tick)
             if not self.notes.ask("build", subject, build, 120.0):
                 return
-        free = _free()
+        before = free()
         opened: list[BundleSide] = []
 
         def right() -> Figures:
@@ -147,7 +159,7 @@ class Bench:
             return pictures.parity(reference, opened[0])
 
         def held() -> Figures:
-            taken = None if free is None else free - (_free() or 0)
+            taken = None if before is None else before - (free() or 0)
             return pictures.memory(opened[0].pipeline.memory, taken)
 
         self.notes.ask("parity", subject, right, 30.0)
@@ -157,6 +169,9 @@ class Bench:
             if way.device == "cuda":
                 self.notes.ask("idle", subject, partial(pictures.idle, partial(side.run, ask)), 10.0)
             self.notes.finish("close", subject, side.pipeline.close)
+
+
+Make = Callable[[tuple[Path, Path], Path, tuple[Grid, ...]], Bench]  # of a model's files, a folder, its schedule
 
 
 def plan_of(checkpoint: Checkpoint, name: str) -> Plan:
@@ -177,26 +192,6 @@ def write_bundle(
     return open_bundle(out, verify="size")
 
 
-def ask_of(plan: Plan, batch: int) -> Ask:
-    """Different classes, the recipe's settings."""
-    classes, defaults = plan.model().classes, dict(plan.defaults)
-    labels = tuple(i * classes // batch for i in range(batch))
-    return Ask(labels, 0, defaults["guidance_scale"], defaults["top_p"], defaults["temperature"])
-
-
-def flash(device: str) -> Any:
-    """Flash attention or an error, on a GPU."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    return sdpa_kernel(SDPBackend.FLASH_ATTENTION) if device == "cuda" else nullcontext()
-
-
-def _free() -> int | None:
-    import torch
-
-    return pictures.without_torch(int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else None)
-
-
 def report(notes: Notes, gpu: Mapping[str, str], others: OtherWork) -> Row:
     """Plain data."""
     found = [asdict(finding) for finding in notes.found]
@@ -204,16 +199,14 @@ def report(notes: Notes, gpu: Mapping[str, str], others: OtherWork) -> Row:
     return {"gpu": dict(gpu), "machine": machine, "seconds": notes.spent, "findings": found, "bars": bars(notes.found)}
 
 
-def bench_model(
-    model: str, make: Callable[[tuple[Path, Path], Path], Bench], work: Callable[[Bench], None], notes: Notes
-) -> None:
+def bench_model(model: str, make: Make, work: Callable[[Bench], None], notes: Notes) -> None:
     """Work on one model, drawn for it and gone after it; a model that cannot be drawn or loaded is noted."""
     base = recipe(model)
 
     def all_of_it() -> None:
         with TemporaryDirectory(prefix="bench-gpu-") as name:
             files = draw_checkpoint(base.model, base.tokenizer, base.schedule, Path(name) / "drawn")
-            work(make(files, Path(name)))
+            work(make(files, Path(name), base.schedule))
 
     notes.finish("model", {"model": model, "side": "drawn"}, all_of_it)
 
@@ -230,7 +223,7 @@ def bench_all(
     models: Sequence[str],
     precisions: Sequence[str],
     batches: Sequence[int],
-    make: Callable[[tuple[Path, Path], Path], Bench],
+    make: Make,
     notes: Notes,
     save: Callable[[], object],
 ) -> None:
@@ -275,8 +268,8 @@ def main() -> None:
         notes.not_run("backend", {"side": name}, reason)
     gpu = {"name": device.name, "sm": device.sm, "driver": driver_version() or "unknown", "cuda": device.driver}
 
-    def make(files: tuple[Path, Path], folder: Path) -> Bench:
-        return Bench(files, folder, "cuda", found, notes)
+    def make(files: tuple[Path, Path], folder: Path, schedule: tuple[Grid, ...]) -> Bench:
+        return Bench(files, folder, "cuda", found, notes, usual=schedule)
 
     def save() -> None:
         write(asked.out, report(notes, gpu, others))

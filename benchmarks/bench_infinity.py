@@ -237,9 +237,13 @@ def main() -> None:
     )
     parser.add_argument("--check", choices=("signatures", "numbers"), default="signatures", help="of exported bundles")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that memory is measured in")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results")
     options = parser.parse_args()
     names, runs = (QUICK, 1) if options.quick else (options.recipe, options.runs)
+    try:  # before minutes of work
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be a folder for results: {error.strerror}")
     with (
         TemporaryDirectory(prefix="bench-infinity-") if options.bundles is None else nullcontext(options.bundles) as at
     ):

@@ -89,7 +89,7 @@ class UpstreamSide:
         settings = (ask.guidance_scale, ask.temperature, ask.top_p, ask.seed)
         for made in self.model.stream(text, *settings, forced):
             run.steps.append(clock.lap())
-            run.tokens.append(made.bits.int().numpy())
+            run.tokens.append(made.tokens.int().numpy())
             if logits:
                 run.logits.append(made.logits.numpy())
             clock.lap()

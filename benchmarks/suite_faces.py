@@ -1,4 +1,4 @@
-"""What upstream's model, the hand-made graphs and a bundle look like to a comparison."""
+"""What the hand-made graphs and a bundle look like to a comparison."""
 
 from __future__ import annotations
 
@@ -7,44 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import torch
 from dynamic_session import DynamicSessions
 from numpy.typing import NDArray
 from suite_clock import Clocked, Spent
-from upstream_var import Settings, UpstreamVAR
 
-from nextscale.compare.clock import Clock
 from nextscale.compare.sides import Ask, BundleSide, Run
 from nextscale.plan.types import Plan
 from nextscale.runtime import Pipeline
-
-
-class UpstreamSide:
-    """As upstream's eager code does it. A step's seconds include drawing tokens by ``torch.multinomial``."""
-
-    settles = 0
-
-    def __init__(self, model: UpstreamVAR) -> None:
-        self.model = model
-
-    def versions(self) -> dict[str, str]:
-        """The version of PyTorch."""
-        return {"torch": str(torch.__version__)}
-
-    def run(self, ask: Ask, logits: bool = False) -> Run:
-        """Step by step."""
-        settings = Settings(ask.guidance_scale, ask.top_p, ask.temperature, ask.seed)
-        forced = None if ask.tokens is None else [torch.from_numpy(each) for each in ask.tokens]
-        made, clock = [], Clock(on_gpu=False)
-        clock.mark("begin")
-        for step in self.model.stream(torch.tensor(ask.labels), settings, forced):
-            made.append(step)
-            clock.mark(f"step_{step.step.order:02d}")
-        pictures: NDArray[np.float32] = self.model.decode(made[-1].code_sum).permute(0, 2, 3, 1).numpy()
-        clock.mark("decode")
-        seconds, total = clock.read()
-        tokens = tuple(step.tokens.int().numpy() for step in made)
-        return Run(tokens, pictures, seconds, total, tuple(step.logits.numpy() for step in made) if logits else ())
 
 
 class DynamicSide:

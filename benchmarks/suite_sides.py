@@ -37,7 +37,9 @@ def open_side(side: str, plan: Plan, place: Path | None, opener: Opener, batch: 
     from nextscale.compare.sides import Spec
 
     if side == UPSTREAM:
-        return faces.UpstreamSide(upstream_of(opener, plan))
+        from upstream_side import upstream_side
+
+        return upstream_side(opener.checkpoint, plan)
     if side in (EAGER, COMPILED):
         return opener.open(Spec(side, plan, "fp32", column=COMPILE if side == COMPILED else PLAIN))
     assert place is not None

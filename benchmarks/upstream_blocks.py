@@ -115,7 +115,7 @@ class Block(Remembering):
             return update
 
         def ca(tokens: Tensor, index: Tensor | None) -> Tensor:
-            update: Tensor = self.ca(self.ca_norm(tokens), text.context)
+            update: Tensor = self.ca(self.ca_norm(tokens), text.context).float()  # outside an autocast it is already
             return update
 
         def ffn(tokens: Tensor, index: Tensor | None) -> Tensor:

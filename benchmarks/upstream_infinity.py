@@ -4,7 +4,8 @@ Facts of FoundationVision/Infinity and csguoh/FastVAR, the sheet's sections 2.3 
 is what costs time or memory: keys and values of the text made in every block at every scale, adaLN summed anew, biases
 joined for every call, caches of keys that grow by ``torch.cat`` as (R, H, T, hd) and get the last scale's rows too,
 restore caches of all layers, kept tokens by a full sort, sampling by ``torch.multinomial``. One picture, a conditional
-and an unconditional row, float32, CPU. What is kept, cached and skipped is the plan's, so that both sides run the same.
+and an unconditional row. Float32, or in an autocast around it, which adaLN and the head leave as upstream's do. What is
+kept, cached and skipped is the plan's, so that both sides run the same.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ TOP_K, LEVELS, UNCONDITIONAL = 900, 15, 512
 
 
 class Made(NamedTuple):
-    """A finished step: guided logits (1, n, 2 * bits), bits (1, n, bits), the code sum (1, Z, 1, Sh, Sw)."""
+    """A finished step: guided logits (1, n, 2 * bits), bits as tokens (1, n, bits), the code sum (1, Z, 1, Sh, Sw)."""
 
     step: Step
     logits: Tensor
-    bits: Tensor
+    tokens: Tensor
     code_sum: Tensor
 
 
 class UpstreamInfinity(nn.Module):
     """The whole, under the published keys; ``over`` makes one of a state dict."""
+
+    rope: Tensor
 
     def __init__(self, plan: Plan) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class UpstreamInfinity(nn.Module):
         self.block_chunks = nn.ModuleList(nn.ModuleDict({"module": chunk}) for chunk in chunks)
         self.head_nm = nn.ModuleDict({"ada_lin": nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))})
         self.head = nn.Linear(width, model.head_outputs)
-        self.rope = rope_table(plan.schedule, model.rope_grid, model.head_dim)
+        self.register_buffer("rope", rope_table(plan.schedule, model.rope_grid, model.head_dim), persistent=False)
         self.cached = plan.caches[0].grid if plan.caches else None
 
     @classmethod
@@ -77,7 +80,9 @@ class UpstreamInfinity(nn.Module):
         """A prompt's features (T, text width), beside the learned text of the same length."""
         text = self.text_norm(torch.stack((features, self.cfg_uncond[: len(features)])))
         cond = self.text_proj_for_sos["ca"](text, text).squeeze(1)
-        return Text(cond, self.shared_ada_lin(cond).view(2, 1, 6, -1), self.text_proj_for_ca(text))
+        with no_autocast(cond):
+            shared = self.shared_ada_lin(cond.float()).view(2, 1, 6, -1)
+        return Text(cond, shared, self.text_proj_for_ca(text))
 
     @torch.inference_mode()
     def stream(
@@ -90,7 +95,7 @@ class UpstreamInfinity(nn.Module):
         tokens: Sequence[Tensor] | None = None,
     ) -> Iterator[Made]:
         """Step by step; ``tokens`` forces bits, (1, n, bits) for each step."""
-        plan, generator = self.plan, torch.Generator().manual_seed(seed)
+        plan, generator = self.plan, torch.Generator(self.pos_start.device).manual_seed(seed)
         self.forget()
         x, code_sum = text.cond.unsqueeze(1) + self.pos_start, torch.zeros(())
         for step in plan.steps:
@@ -114,8 +119,9 @@ class UpstreamInfinity(nn.Module):
 
     def logits(self, x: Tensor, cond: Tensor) -> Tensor:
         """(R, n, C) to (R, n, 2 * bits)."""
-        scale, shift = self.head_nm["ada_lin"](cond).view(len(cond), 1, 2, -1).unbind(2)
-        outputs: Tensor = self.head(modulated(x, scale, shift))
+        with no_autocast(x):
+            scale, shift = self.head_nm["ada_lin"](cond.float()).view(len(cond), 1, 2, -1).unbind(2)
+            outputs: Tensor = self.head(modulated(x, scale, shift))
         return outputs
 
     def next_input(self, step: Step, bits: Tensor, code_sum: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +141,11 @@ class UpstreamInfinity(nn.Module):
         small = F.interpolate(code_sum, size=(1, *plan.latents(grid)), mode="trilinear").squeeze(2)
         tokens = F.pixel_unshuffle(small, patch).flatten(2).transpose(1, 2)
         return code_sum, self.word_embed(tokens).repeat(2, 1, 1)
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Float32 on the device of ``x``, whatever is around."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def rope_table(schedule: Sequence[Grid], reference: Grid, head_dim: int) -> Tensor:

@@ -4,7 +4,7 @@ Facts of FoundationVision/VAR, the sheet's sections 1.2 and 1.5, written anew. K
 summed or multiplied anew in every block at every scale, biases joined for every call, caches of keys that grow by
 ``torch.cat`` as (R, H, T, hd) and get the last scale's rows too, sampling by a sort of the whole vocabulary and
 ``torch.multinomial``. FastVAR, which upstream has for other models alone, as it is there (upstream_fastvar.py).
-Float32, CPU. What is kept and cached is the plan's, so that both sides run the same.
+Float32, or in an autocast around it. What is kept and cached is the plan's, so that both sides run the same.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class Block(Remembering):
 class UpstreamVAR(nn.Module):
     """The transformer under the published keys, and the tokenizer; ``over`` makes one of two state dicts."""
 
+    lvl_1L: Tensor
+
     def __init__(self, plan: Plan, tokenizer: UpstreamTokenizer) -> None:
         super().__init__()
         model = plan.model()
@@ -79,6 +81,7 @@ class UpstreamVAR(nn.Module):
         self.pos_start = nn.Parameter(torch.empty(1, 1, width))
         self.pos_1LC = nn.Parameter(torch.empty(1, sum(h * w for h, w in plan.schedule), width))
         self.lvl_embed = nn.Embedding(len(plan.schedule), width)
+        self.register_buffer("lvl_1L", levels(plan.schedule), persistent=False)
         self.shared_ada_lin: nn.Module = nn.Identity()
         if model.shared_adaln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -99,7 +102,8 @@ class UpstreamVAR(nn.Module):
     @torch.inference_mode()
     def stream(self, labels: Tensor, settings: Settings, tokens: Sequence[Tensor] | None = None) -> Iterator[Made]:
         """Step by step for labels (B,) int64; ``tokens`` forces those of every step, (B, n)."""
-        plan, generator, images = self.plan, torch.Generator().manual_seed(settings.seed), len(labels)
+        plan, generator, images = self.plan, torch.Generator(labels.device), len(labels)
+        generator.manual_seed(settings.seed)
         self.forget()
         cond, positions = self.conditions(labels), self.positions()
         x = cond.unsqueeze(1) + self.pos_start + positions[:, :1]
@@ -132,9 +136,7 @@ class UpstreamVAR(nn.Module):
 
     def positions(self) -> Tensor:
         """Absolute and level positions of all tokens: (1, L, C)."""
-        lengths = torch.tensor([h * w for h, w in self.plan.schedule])
-        levels = torch.arange(len(lengths)).repeat_interleave(lengths)
-        added: Tensor = self.lvl_embed(levels).unsqueeze(0) + self.pos_1LC
+        added: Tensor = self.lvl_embed(self.lvl_1L) + self.pos_1LC
         return added
 
     def embedded(self, after: Tensor, positions: Tensor, scale: int) -> Tensor:
@@ -152,10 +154,17 @@ class UpstreamVAR(nn.Module):
         for layer in step.layers:
             x = self.blocks[layer.index](x, shared, layer, step.grid, self.cached)
         scale, shift = self.head_nm["ada_lin"](cond).view(len(cond), 1, 2, -1).unbind(2)
-        logits: Tensor = self.head(modulated(x, scale, shift))
+        logits: Tensor = self.head(modulated(x, scale, shift)).float()
         return logits
 
     def forget(self) -> None:
         """Drops keys and values; restore caches stay, as upstream leaves them."""
         for block in self.blocks:
             block.attn.past = None  # type: ignore[union-attr]
+
+
+def levels(schedule: Sequence[Grid]) -> Tensor:
+    """The scale of every token, (1, L) int64."""
+    with torch.device("cpu"):  # also where the model is made on no device
+        lengths = torch.tensor([h * w for h, w in schedule])
+        return torch.arange(len(lengths)).repeat_interleave(lengths).unsqueeze(0)

@@ -13,9 +13,12 @@ pytest.importorskip("torch")
 REPOSITORY = Path(__file__).parents[2]
 
 import bench_gpu as bench  # noqa: E402
+from gpu_cases import LARGE, MODELS, ask_of  # noqa: E402
+from support import families  # noqa: E402
 
 from nextscale.compare.gpu_check.findings import PASSED, Finding, Notes  # noqa: E402
 from nextscale.compare.gpu_check.subjects import Way  # noqa: E402
+from nextscale.plan.recipes import plan_for, recipe  # noqa: E402
 from nextscale.runtime.backends import make_backend  # noqa: E402
 
 FULL = bench.Case("var-d16", "var-d16", "fp16", 1)
@@ -56,6 +59,29 @@ def test_bars_compare_with_the_full_model_of_the_same_case() -> None:
     }
 
 
+def test_bars_of_the_published_shares() -> None:
+    """FastVAR at 1024 px is held to more: over full eager, upstream's own FastVAR and our own full."""
+    full = bench.Case(LARGE, LARGE, "bf16", 1)
+    pruned = bench.Case(LARGE, f"{LARGE}-fastvar", "bf16", 1)
+    rows = bench.bars(
+        [
+            found("latency", full, "eager", median=10.0),
+            found("latency", full, "upstream", median=12.0),
+            found("latency", full, "tensorrt", median=7.0),
+            found("latency", pruned, "eager", median=4.1),
+            found("latency", pruned, "upstream", median=5.1),
+            found("latency", pruned, "tensorrt", median=4.0),
+        ]
+    )
+    assert [(row["bar"], row["value"], row["met"]) for row in rows] == [
+        ("times as fast as full eager", pytest.approx(10 / 7), True),
+        ("times as fast as full eager", pytest.approx(2.5), False),  # 2.7 is asked
+        ("times as fast as pruned eager", pytest.approx(4.1 / 4), True),
+        ("times as fast as pruned upstream", pytest.approx(5.1 / 4), True),  # 1.25
+        ("times as fast as full tensorrt", pytest.approx(1.75), False),  # 1.8
+    ]
+
+
 def test_bars_of_memory_idle_time_and_parity() -> None:
     four = bench.Case("var-d16", "var-d16", "fp16", 4)
     rows = bench.bars(
@@ -94,6 +120,7 @@ def test_one_case_goes_through_on_the_cpu(
     assert [(f.section, f.subject["side"], f.state) for f in notes.found] == [
         ("export", "bundle", "passed"),
         ("latency", "eager", "passed"),
+        ("latency", "upstream", "passed"),
         ("parity", "onnxruntime", "passed"),
         ("latency", "onnxruntime", "passed"),
         ("memory", "onnxruntime", "passed"),
@@ -106,6 +133,37 @@ def test_one_case_goes_through_on_the_cpu(
     assert bundle is not None
     assert bundle.manifest.verified == (), "parity is what is asked"
     assert one.bundle(case) is one.bundle(bench.Case("demo", "demo", "fp32", 4))
+
+
+def test_an_infinity_goes_through_as_well(tmp_path: Path) -> None:
+    """Texts instead of classes, a schedule that its files do not name; upstream's code makes one picture at a time."""
+    way, notes = Way("onnxruntime", "cpu", lambda: make_backend("onnxruntime", "cpu", 1)), Notes(600)
+    files = families.INFINITY.draw(tmp_path / "drawn")
+    one = bench.Bench(files, tmp_path, "cpu", [way], notes, runs=1, usual=families.SCHEDULE)
+    name = families.INFINITY.recipe
+    one.run(bench.Case(name, name, "fp32", 1))
+    one.ways = []
+    one.run(bench.Case(name, name, "fp32", 2))
+    assert [(f.section, f.subject["side"], f.subject["batch"], f.state) for f in notes.found] == [
+        ("export", "bundle", "1", "passed"),
+        ("latency", "eager", "1", "passed"),
+        ("latency", "upstream", "1", "passed"),
+        ("parity", "onnxruntime", "1", "passed"),
+        ("latency", "onnxruntime", "1", "passed"),
+        ("memory", "onnxruntime", "1", "passed"),
+        ("latency", "eager", "2", "passed"),
+        ("latency", "upstream", "2", "not run"),
+    ]
+    assert notes.found[-1].reason == "upstream's code makes one picture at a time"
+
+
+def test_every_model_is_a_recipe_with_fastvar_and_has_what_is_asked() -> None:
+    for name in MODELS:
+        for each in (name, f"{name}-fastvar"):
+            plan = plan_for(recipe(each))
+            ask = ask_of(plan, 4)
+            assert len(set(ask.labels)) == 4, each
+            assert max(ask.labels) < (plan.model().classes or 4)
 
 
 def test_an_export_that_breaks_or_has_no_time_ends_its_cases_only(
@@ -147,7 +205,7 @@ def test_compiling_comes_after_all_models_and_the_file_grows(
         bench.write(out, bench.report(notes, {}, bench.OtherWork()))
         sizes.append(len(json.loads(out.read_text())["findings"]))
 
-    def make(files: tuple[Path, Path], folder: Path) -> Any:
+    def make(files: tuple[Path, Path], folder: Path, schedule: object) -> Any:
         made.append(files)
         if len(made) == 3:  # the first model, drawn again
             raise MemoryError("another's")
