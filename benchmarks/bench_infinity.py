@@ -30,6 +30,7 @@ import torch
 from infinity_bars import PARITY, PLAIN, bars, tables
 from infinity_sides import EAGER, NAMES, RUNTIME, UPSTREAM, Ask, EagerSide, Run, RuntimeSide, Side, UpstreamSide
 from machine_rates import rates, reached, roofline
+from suite_machine import machine_name
 from watching import watched
 
 from nextscale.compare.latency import times
@@ -217,14 +218,13 @@ def bench_all(
         case["run"] = started
         cases = {each["recipe"]: each for each in (*report["cases"], case)}
         report = {"cases": [*cases.values()], "bars": bars([*cases.values()])}
-        out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         path.with_suffix(".md").write_text(tables(report), encoding="utf-8")
     return report
 
 
 def main() -> None:
-    """Measures, prints the tables, writes infinity_125m.json and infinity_125m.md."""
+    """Measures, prints the tables, writes infinity_125m.json and infinity_125m.md of this machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", nargs="+", default=EVERY, choices=EVERY)
     parser.add_argument("--quick", action="store_true", help="0.25M alone, one run")
@@ -237,18 +237,19 @@ def main() -> None:
     )
     parser.add_argument("--check", choices=("signatures", "numbers"), default="signatures", help="of exported bundles")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that memory is measured in")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results, one in it for each machine")
     options = parser.parse_args()
     names, runs = (QUICK, 1) if options.quick else (options.recipe, options.runs)
+    out = options.out / machine_name(this_machine())
     try:  # before minutes of work
-        options.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"--out {options.out} cannot be a folder for results: {error.strerror}")
+        parser.error(f"--out {out} cannot be a folder for results: {error.strerror}")
     with (
         TemporaryDirectory(prefix="bench-infinity-") if options.bundles is None else nullcontext(options.bundles) as at
     ):
         ground = Ground(Path(at), options.check, options.threads, Ask(options.text), options.text_room)
-        report = bench_all([recipe(name) for name in names], ground, runs, options.out, not options.no_memory)
+        report = bench_all([recipe(name) for name in names], ground, runs, out, not options.no_memory)
     print(tables(report))
 
 

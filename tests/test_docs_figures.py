@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -39,20 +38,27 @@ def test_tables_are_the_committed_results(page: str, result: str) -> None:
         assert table in text(page)
 
 
+MACHINES = ("amd-epyc-2-cores-avx512", "intel-xeon-2-cores-avx512")
+
+
 def test_the_figures_of_infinity_on_a_cpu_are_the_committed_results() -> None:
-    rows = {row["recipe"]: row for row in json.loads(text("benchmarks/results/infinity_125m.json"))["cases"]}
-
-    def both(row: dict[str, Any]) -> tuple[str, str]:
-        upstream, ours = (row["sides"][side]["total"]["median"] for side in ("upstream", "runtime"))
-        return f"{upstream / ours:.2f}", f"{row['memory']['runtime']['pss'] / row['memory']['upstream']['pss']:.2f}"
-
-    full, pruned, thirteen = (both(rows[f"infinity-125m-1m{tail}"]) for tail in ("", "-fastvar", "-fastvar13"))
-    page = " ".join(text("docs/text.md").split())
-    assert f"runs at {pruned[0]} times the speed of eager code as upstream writes it, in {pruned[1]} times" in page
-    assert f"at {full[0]} and {thirteen[0]} times the speed, in {full[1]} and {thirteen[1]} times the memory" in page
-    readme = " ".join(text("README.md").split())
-    assert f"at {full[0]} times its speed at 1024 px (with FastVAR on both sides at {pruned[0]} times)" in readme
-    assert f"in {full[1]} to {pruned[1]} times its memory" in readme
+    speeds, peaks = ([[], [], []] for _ in range(2))
+    for machine in MACHINES:
+        cases = json.loads(text(f"benchmarks/results/{machine}/infinity_125m.json"))["cases"]
+        rows = {row["recipe"]: row for row in cases}
+        for i, tail in enumerate(("", "-fastvar", "-fastvar13")):
+            row = rows[f"infinity-125m-1m{tail}"]
+            upstream, ours = (row["sides"][side]["total"]["median"] for side in ("upstream", "runtime"))
+            speeds[i].append(f"{upstream / ours:.2f}")
+            peaks[i].append(f"{row['memory']['runtime']['pss'] / row['memory']['upstream']['pss']:.2f}")
+    page = text("docs/text.md")
+    for what, cells in (("plain", 0), ("FastVAR", 1), ("FastVAR, thirteen passes", 2)):
+        assert f"| {what} | {' | '.join(speeds[cells])} | {' | '.join(peaks[cells])} |" in page
+    readme = text("README.md")
+    assert f"| Infinity's 125M, 1024 px | {' | '.join(speeds[0])} |" in readme
+    assert f"| the same, FastVAR on both sides | {' | '.join(speeds[1])} |" in readme
+    every = sorted(cell for row in peaks for cell in row)
+    assert f"in {every[0]} to {every[-1]} times its memory" in " ".join(readme.split())
 
 
 def test_the_support_table_says_what_the_results_say() -> None:
@@ -137,7 +143,7 @@ def test_the_readme_s_figures_are_the_committed_results() -> None:
 )
 def test_the_readme_s_table_of_speed_is_the_suite_s(what: str, subject: str, variant: str) -> None:
     cells = []
-    for machine in ("amd-epyc-2-cores-avx512", "intel-xeon-2-cores-avx512"):
+    for machine in MACHINES:
         seen = json.loads(text(f"benchmarks/results/{machine}/{subject}.json"))["seen"]
         full, ours = (seen[who]["transformer"]["median"] for who in ("upstream, full", f"nextscale, {variant}"))
         pruned = seen.get(f"upstream, {variant}")
