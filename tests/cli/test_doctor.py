@@ -20,7 +20,7 @@ def test_it_knows_the_extras_of_the_metadata() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = doctor.installed_extras()
     assert set(found) == set(project["optional-dependencies"])
-    assert set(found["cpu"]) == {"onnxruntime", "protobuf", "filelock"}
+    assert set(found["cpu"]) == {"onnxruntime", "protobuf", "filelock", "blake3"}
     assert found["export"].keys() < found["compare"].keys()  # an extra that takes in another
     assert found["dev"]["pytest"] == pytest.__version__
 

@@ -65,7 +65,7 @@ def test_options_of_engines_are_refused(nextscale: Command, toy: Path, arguments
 
 
 def test_missing_packages_are_told_with_what_brings_them(fresh: Command, toy: Path) -> None:
-    for module in ("onnxruntime", "filelock", "google.protobuf"):
+    for module in ("onnxruntime", "filelock", "google.protobuf", "blake3"):
         run = fresh("build", toy, *CPU, before=f"import sys; sys.modules['{module}'] = None")
         assert run.status == 3
         assert "pip install 'nextscale[cpu]'" in run.sentence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -170,16 +171,24 @@ def test_a_damaged_one_is_refused(own_packed: Path, own_target: Path, file: str,
         Pipeline.open(own_packed)
 
 
+def test_without_its_package_weights_are_not_checked_in_silence(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(BackendError, match=r"blake3, which does not import here .*: pip install 'nextscale\[cpu\]'"):
+        Pipeline.open(packed, threads=1)
+    with Pipeline.open(packed, OnnxRuntime(threads=1, verify="size"), verify="size"):
+        pass  # as asked
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda data: data.update(schema_version=2), "this nextscale reads 1, found 2"),
+        (lambda data: data.update(schema_version=1), "this nextscale reads 2, found 1"),
         (lambda data: data.update(flavor="tensorrt"), "expected onnxruntime-cpu"),
         (lambda data: data.update(colour="red"), "colour: unknown key"),
         (lambda data: data["graphs"][0].update(file="../begin.onnx"), "is not a plain file name"),
         (lambda data: data["graphs"][0].update(file=WEIGHTS), "is no graph"),
         (lambda data: data["graphs"][1].update(graph="begin"), "a graph stands twice"),
-        (lambda data: data["weights"].update(sha256="0"), "64 lower-case hex digits"),
+        (lambda data: data["weights"].update(blake3="0"), "64 lower-case hex digits"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(own_packed: Path, own_target: Path, change: Edit, says: str) -> None:

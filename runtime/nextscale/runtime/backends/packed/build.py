@@ -19,7 +19,7 @@ from nextscale.runtime.backends.packed.packing import Packing
 from nextscale.runtime.backends.packed.target import FILE_NAME, PRECISIONS, WEIGHTS, Machine, Packed, PackedGraph
 from nextscale.runtime.bundle import Bundle, check_file, hash_file
 from nextscale.runtime.errors import BackendError
-from nextscale.runtime.manifest import WEIGHTS_FILE, File
+from nextscale.runtime.manifest import WEIGHTS_FILE
 from nextscale.runtime.targets.publish import check_place, clear, hidden_folder, publish, reported
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, what
@@ -124,7 +124,8 @@ def _pack(ort: ModuleType, bundle: Bundle, machine: Machine, hidden: Path, progr
             graph.name,
             files[graph.name].name,
             bundle.manifest.files[graph.file].sha256,
-            *_file(files[graph.name]),
+            hash_file(files[graph.name]),
+            files[graph.name].stat().st_size,
         )
         for graph in graphs
     )
@@ -135,16 +136,12 @@ def _pack(ort: ModuleType, bundle: Bundle, machine: Machine, hidden: Path, progr
         precision=bundle.manifest.precision,
         weights_sha256=bundle.manifest.files[WEIGHTS_FILE].sha256,
         graphs=made,
-        weights=File(*_file(hidden / WEIGHTS)),
+        weights=targets.Weights(targets.weights_hash(hidden / WEIGHTS), (hidden / WEIGHTS).stat().st_size),
         seconds=round(time.monotonic() - start, 3),
         versions={"nextscale": version("nextscale"), "python": platform.python_version()},
     )
     targets.write(hidden, packed)
     return packed
-
-
-def _file(path: Path) -> tuple[str, int]:
-    return hash_file(path), path.stat().st_size
 
 
 def _check(bundle: Bundle) -> None:
