@@ -1,6 +1,6 @@
 """What a GPU makes of drawn models: every backend against upstream's code, eager PyTorch and torch.compile.
 
-    python benchmarks/bench_gpu.py [--model var-d16 ...] [--precision fp16 bf16] [--batch 1 4 8] [--budget 3600]
+    python benchmarks/bench_gpu.py [--model var-d16 ...] [--precision bf16 fp16] [--batch 1 4 8] [--budget 14400]
 
 Draws VAR-d16 and d30 at 256 px, d36 at 512 px and Infinity's 2B at 512 and 1024 px, in full and with FastVAR; all sides
 run in one process. Upstream's code (upstream_side.py) and eager PyTorch have flash attention, upstream in its autocast
@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from gpu_bars import Row, bars, show
 from gpu_cases import MODELS, UPSTREAM, Case, ask_of, cases
-from gpu_torch import allocated, flash, free
-from upstream_side import UpstreamSide, upstream_side
+from gpu_torch import allocated, flash, forget_compiled, free
+from upstream_side import upstream_side
 
 from nextscale.compare.columns import BACKENDS, COMPILE, EAGER, GPU_ONLY, lacking_compiler, lacking_cuda
 from nextscale.compare.compiled import CompiledEager
 from nextscale.compare.gpu_check import engines, pictures
-from nextscale.compare.gpu_check.findings import Figures, Notes
+from nextscale.compare.gpu_check.findings import PASSED, Figures, Notes
 from nextscale.compare.gpu_check.subjects import Progress, Way, ways
 from nextscale.compare.machine import OtherWork, driver_version, this_machine
 from nextscale.compare.plain import plain
@@ -65,11 +65,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.traced: Traced = {}
         self.bundles: dict[tuple[str, str], Bundle | None] = {}
-        self.checkpoint = on_device(self.loaded(), self.device)
-
-    def loaded(self) -> Checkpoint:
-        """The checkpoint in the host's memory."""
-        return load_checkpoint(*self.files, usual=self.usual)
+        self.exported = load_checkpoint(*self.files, usual=self.usual)
+        self.checkpoint = on_device(load_checkpoint(*self.files, usual=self.usual), self.device)
 
     def run(self, case: Case) -> None:
         """Eager PyTorch, then every backend on the same pictures."""
@@ -82,10 +79,9 @@ class Bench:
         def eager() -> Figures:
             with flash(self.device):
                 made.append(pictures.make_reference(self.checkpoint, plan, case.precision, [ask]))
-                return pictures.latency(made[0].side, ask, self.runs)
+            return self._measured(made[0].side, ask)
 
         if self.notes.ask("latency", case.subject(EAGER), eager, 30.0):
-            self._torch(case.subject(EAGER), made[0].side, ask)
             self._upstream(case, plan, ask)
             for way in self.ways:
                 self._backend(way, bundle, case, made[0], ask)
@@ -103,13 +99,14 @@ class Bench:
                 return pictures.compiling(eager, ask_of(plan, case.batch), self.runs, self.notes.tick)
 
         self.notes.ask("latency", case.subject(COMPILE), answer, 240.0, COMPILE)
+        forget_compiled()
 
     def bundle(self, case: Case) -> Bundle | None:
         """Exported once for all batch sizes, and not verified; None where that failed or had no time."""
         key = (case.recipe, case.precision)
 
         def answer() -> Figures:
-            made = write_bundle(self.loaded(), *key, self.folder, self.traced, self.notes.tick)
+            made = write_bundle(self.exported, *key, self.folder, self.traced, self.notes.tick)
             self.bundles[key] = made
             return {"graphs": len(made.manifest.graphs)}
 
@@ -124,26 +121,17 @@ class Bench:
         if plan.model().text and len(ask.labels) > 1:
             self.notes.not_run("latency", subject, "upstream's code makes one picture at a time")
             return
-        made: list[UpstreamSide] = []
 
         def answer() -> Figures:
-            made.append(upstream_side(self.checkpoint, plan, HALVES.get(case.precision)))
-            with flash(self.device):
-                return pictures.latency(made[0], ask, self.runs)
+            return self._measured(upstream_side(self.checkpoint, plan, HALVES.get(case.precision)), ask)
 
-        if self.notes.ask("latency", subject, answer, 30.0):
-            self._torch(subject, made[0], ask)
+        self.notes.ask("latency", subject, answer, 30.0)
 
-    def _torch(self, subject: Mapping[str, str], side: Side, ask: Ask) -> None:
-        """What PyTorch holds for a picture, weights apart, and how long it leaves the GPU idle."""
-
-        def run() -> object:
-            with flash(self.device):
-                return side.run(ask)
-
-        if self.device == "cuda":
-            self.notes.ask("memory", subject, lambda: {"of_a_picture": allocated(run)})
-            self.notes.ask("idle", subject, partial(pictures.idle, run), 10.0)
+    def _measured(self, side: Side, ask: Ask) -> Figures:
+        """A side of PyTorch: times, and what a picture takes of the GPU's memory, weights apart."""
+        with flash(self.device):
+            taken = allocated(partial(side.run, ask), self.device)  # first: upstream keeps its restore caches
+            return {**pictures.latency(side, ask, self.runs), "allocated": taken}
 
     def _backend(self, way: Way, bundle: Bundle, case: Case, reference: pictures.Reference, ask: Ask) -> None:
         subject, place = case.subject(way.name), bundle.folder.with_name(f"{bundle.folder.name}.targets")
@@ -156,7 +144,8 @@ class Bench:
 
         def right() -> Figures:
             opened.append(pictures.open_side(way, bundle, case.batch))
-            return pictures.parity(reference, opened[0])
+            with flash(self.device):  # eager PyTorch may be asked once more
+                return pictures.parity(reference, opened[0])
 
         def held() -> Figures:
             taken = None if before is None else before - (free() or 0)
@@ -250,11 +239,11 @@ def main() -> None:
     """Measures, prints the bars, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument(
-        "--precision", nargs="+", choices=("fp16", "bf16"), default=["fp16", "bf16"]
-    )  # flash attention's
+    # Those of flash attention.
+    parser.add_argument("--precision", nargs="+", choices=("bf16", "fp16"), default=["bf16", "fp16"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8])
-    parser.add_argument("--budget", type=float, default=3600.0, metavar="SECONDS")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--budget", type=float, default=4 * 3600.0, metavar="SECONDS", help="default: four hours")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_gpu.json")
     asked = parser.parse_args()
     if why := lacking_cuda():
@@ -263,7 +252,7 @@ def main() -> None:
     from nextscale.runtime.backends.cuda import open_device
 
     others, notes, device = OtherWork(), Notes(asked.budget), open_device()
-    found, missing = ways(BACKENDS, "", 1)
+    found, missing = ways(asked.backend, "", 1)
     for name, reason in missing.items():
         notes.not_run("backend", {"side": name}, reason)
     gpu = {"name": device.name, "sm": device.sm, "driver": driver_version() or "unknown", "cuda": device.driver}
@@ -276,6 +265,9 @@ def main() -> None:
 
     save()  # a place that cannot be written is told now
     bench_all(asked.model, asked.precision, asked.batch, make, notes, save)
+    for each in notes.found:
+        if each.state != PASSED:
+            print(f"{each.state}: {each.section} of {' '.join(each.subject.values())}: {each.reason}")
     for row in bars(notes.found):
         print(show(row))
     print(f"written to {asked.out}")

@@ -12,7 +12,8 @@ from nextscale.compare.columns import COMPILE, EAGER
 from nextscale.compare.gpu_check.findings import PASSED, Finding
 
 MEMORY, IDLE, SPEED_OF_COMPILED = 1.15, 0.03, 0.9
-# FastVAR's published shares at 1024 px: over full eager, over upstream's own FastVAR, over our own full.
+# How many times as fast FastVAR with the published shares has to be at 1024 px: as PyTorch in full (upstream's code and
+# ours, which computes with padded texts), as upstream's own FastVAR, as our own full.
 OVER_EAGER, OVER_UPSTREAM, OVER_FULL = 2.7, 1.25, 1.8
 
 Row = dict[str, Any]
@@ -51,7 +52,8 @@ def bars(findings: Sequence[Finding]) -> list[Row]:
             if pruned:
                 wanted += [("pruned", case, EAGER, 1.0), ("pruned", case, COMPILE, SPEED_OF_COMPILED)]
             if large:
-                wanted += [("pruned", case, UPSTREAM, OVER_UPSTREAM), ("full", full, side, OVER_FULL)]
+                wanted += [("full", full, UPSTREAM, OVER_EAGER), ("pruned", case, UPSTREAM, OVER_UPSTREAM)]
+                wanted += [("full", full, side, OVER_FULL)]
             for kind, of, against, limit in wanted:
                 other = seconds.get(_key_of({**of, "side": against}))
                 row(f"times as fast as {kind} {against}", None if other is None else other / own, limit, True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suite_sides import upstream_of
 from suite_subjects import DYNAMIC, FULL, OURS, Contender, Subject, Variant
 
 from nextscale.compare.sides import Opener
@@ -84,12 +83,15 @@ class Ground:
     def dynamic(self) -> Path:
         """The graphs that one makes by hand."""
         from dynamic_onnx import export_dynamic
+        from upstream_var import UpstreamVAR
 
         out = self.folder / "dynamic"
         if not out.exists():
             self.say("exporting by hand")
             opener, start = self.opener(), time.perf_counter()
-            export_dynamic(upstream_of(opener, opener.plan), out)
+            checkpoint = opener.checkpoint
+            model = UpstreamVAR.over(opener.plan, checkpoint.var.state_dict(), checkpoint.vae.state_dict())
+            export_dynamic(model, out)
             self._remember("dynamic ONNX", time.perf_counter() - start, False)
             gc.collect()
         return out

@@ -21,8 +21,6 @@ from nextscale.plan import codec
 from nextscale.plan.types import Plan
 
 if TYPE_CHECKING:
-    from upstream_var import UpstreamVAR
-
     from nextscale.compare.sides import Ask, Opener, Side
 
 Picture = Callable[[], object]
@@ -46,14 +44,6 @@ def open_side(side: str, plan: Plan, place: Path | None, opener: Opener, batch: 
     if side == DYNAMIC:
         return faces.DynamicSide(place, plan, opener.threads)
     return faces.OurSide(place, opener.threads, batch)
-
-
-def upstream_of(opener: Opener, plan: Plan) -> UpstreamVAR:
-    """Upstream's model over the opener's tensors."""
-    from upstream_var import UpstreamVAR
-
-    checkpoint = opener.checkpoint
-    return UpstreamVAR.over(plan, checkpoint.var.state_dict(), checkpoint.vae.state_dict())
 
 
 def task_of(contender: Contender, plan: Plan, place: Path | None, opener: Opener, ask: Ask) -> str:

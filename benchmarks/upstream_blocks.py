@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,16 @@ class Text(NamedTuple):
     cond: Tensor
     shared: Tensor
     context: Tensor
+
+
+def with_key_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict, and the biases of keys, all zero, where it lacks them."""
+    zeros = {
+        name.removesuffix("v_bias") + "zero_k_bias": torch.zeros_like(t)
+        for name, t in state.items()
+        if "v_bias" in name
+    }
+    return {**zeros, **state}
 
 
 class SelfAttention(nn.Module):

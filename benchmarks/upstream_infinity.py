@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from upstream_blocks import EPS, Block, Text, TextAttention, modulated
+from upstream_blocks import EPS, Block, Text, TextAttention, modulated, with_key_biases
 
 from nextscale.plan.types import Grid, Plan, Step
 
@@ -66,13 +66,10 @@ class UpstreamInfinity(nn.Module):
 
     @classmethod
     def over(cls, plan: Plan, state: Mapping[str, Tensor]) -> Self:
-        """Over the tensors of a state dict, which are shared; biases of keys, all zero, are made where they lack."""
+        """Over the tensors of a state dict, which are shared."""
         with torch.device("meta"):
             made = cls(plan)
-        zeros = {
-            k.removesuffix("v_bias") + "zero_k_bias": torch.zeros_like(v) for k, v in state.items() if "v_bias" in k
-        }
-        made.load_state_dict({**zeros, **state}, assign=True)
+        made.load_state_dict(with_key_biases(state), assign=True)
         return made.eval().requires_grad_(False)
 
     @torch.inference_mode()

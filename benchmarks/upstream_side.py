@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -31,25 +31,23 @@ class Made(Protocol):
     def code_sum(self) -> Tensor: ...
 
 
-Stream = Callable[[Ask, Sequence[Tensor] | None], Iterator[Made]]
+Stream = Callable[[Sequence[Tensor] | None], Iterator[Made]]  # of forced tokens
+Asked = Callable[[Ask], Stream]  # what is asked, ready on the device
 
 
 class UpstreamSide:
     """As upstream's eager code does it. A step's seconds include drawing tokens by ``torch.multinomial``.
 
-    ``compute`` is the dtype of the autocast around all of it, as upstream's demos have it; None for float32.
+    ``compute`` is the dtype of the autocast around all of it, as upstream's demos have it; None for float32. As theirs,
+    parameters ask for no gradient, so autocast casts the weights of every call anew.
     """
 
     settles = 0
 
     def __init__(
-        self,
-        stream: Stream,
-        decode: Callable[[Tensor], Tensor],
-        device: torch.device,
-        compute: torch.dtype | None = None,
+        self, asked: Asked, decode: Callable[[Tensor], Tensor], device: torch.device, compute: torch.dtype | None
     ) -> None:
-        self.stream, self.decode, self.device, self.compute = stream, decode, device, compute
+        self.asked, self.decode, self.device, self.compute = asked, decode, device, compute
 
     def versions(self) -> dict[str, str]:
         """The version of PyTorch."""
@@ -58,24 +56,37 @@ class UpstreamSide:
     def run(self, ask: Ask, logits: bool = False) -> Run:
         """Step by step; on a GPU nothing waits between steps but what upstream itself waits for."""
         forced = None if ask.tokens is None else [torch.from_numpy(each).to(self.device) for each in ask.tokens]
-        made, clock = list[Made](), Clock(self.device.type == "cuda")
-        with torch.inference_mode(), autocast(self.device, self.compute):
-            steps = self.stream(ask, forced)
+        tokens, kept = list[Tensor](), list[Tensor]()
+        with torch.inference_mode(), as_its_demo(self.device, self.compute):
+            stream = self.asked(ask)
+            clock = Clock(self.device.type == "cuda")
+            steps = stream(forced)
             clock.mark("begin")
-            for step in steps:
-                made.append(step)
-                clock.mark(f"step_{step.step.order:02d}")
-            pictures = self.decode(made[-1].code_sum).permute(0, 2, 3, 1).float().cpu().numpy()
-        clock.mark("decode")
+            for made in steps:
+                clock.mark(f"step_{made.step.order:02d}")
+                tokens.append(made.tokens)
+                kept += [made.logits] if logits else []
+            pictures = self.decode(made.code_sum).permute(0, 2, 3, 1).float().cpu().numpy()
+            clock.mark("decode")
         seconds, total = clock.read()
-        tokens = tuple(step.tokens.int().cpu().numpy() for step in made)
-        kept = tuple(step.logits.float().cpu().numpy() for step in made) if logits else ()
-        return Run(tokens, pictures, seconds, total, kept)
+        drawn = tuple(each.int().cpu().numpy() for each in tokens)
+        return Run(drawn, pictures, seconds, total, tuple(each.float().cpu().numpy() for each in kept))
 
 
-def autocast(device: torch.device, compute: torch.dtype | None) -> AbstractContextManager[object]:
-    """Autocast to a dtype, nothing for None."""
-    return torch.autocast(device.type, compute) if compute else nullcontext()
+@contextmanager
+def as_its_demo(device: torch.device, compute: torch.dtype | None) -> Iterator[None]:
+    """Autocast to a dtype, and TF32 in what it leaves in float32; nothing of it for None."""
+    if compute is None:
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        with torch.autocast(device.type, compute):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def upstream_side(checkpoint: Checkpoint, plan: Plan, compute: torch.dtype | None = None) -> UpstreamSide:
@@ -100,21 +111,22 @@ def in_half(model: UpstreamInfinity, compute: torch.dtype) -> None:
         block.ca_norm.float()  # computed in float32 all the same: a GPU's autocast takes weights of either dtype
 
 
-def _classes(model: UpstreamVAR) -> Stream:
-    def stream(ask: Ask, forced: Sequence[Tensor] | None) -> Iterator[Made]:
+def _classes(model: UpstreamVAR) -> Asked:
+    def asked(ask: Ask) -> Stream:
         settings = Settings(ask.guidance_scale, ask.top_p, ask.temperature, ask.seed)
-        return model.stream(torch.tensor(ask.labels, device=model.pos_start.device), settings, forced)
+        labels = torch.tensor(ask.labels, device=model.pos_start.device)
+        return lambda forced: model.stream(labels, settings, forced)
 
-    return stream
+    return asked
 
 
-def _texts(model: UpstreamInfinity) -> Stream:
-    def stream(ask: Ask, forced: Sequence[Tensor] | None) -> Iterator[Made]:
+def _texts(model: UpstreamInfinity) -> Asked:
+    def asked(ask: Ask) -> Stream:
         (number,) = ask.labels
         subject = posed(model.plan.model(), [number])[0]
         assert isinstance(subject, tuple)
-        features, length = subject
-        text = model.begin(torch.from_numpy(features[:length]).to(model.pos_start.device))
-        return model.stream(text, ask.guidance_scale, ask.temperature, ask.top_p, ask.seed, forced)
+        features = torch.from_numpy(subject[0][: subject[1]]).to(model.pos_start.device)
+        settings = ask.guidance_scale, ask.temperature, ask.top_p, ask.seed
+        return lambda forced: model.stream(model.begin(features), *settings, forced)
 
-    return stream
+    return asked

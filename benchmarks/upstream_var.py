@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from upstream_blocks import FeedForward, SelfAttention, modulated
+from upstream_blocks import FeedForward, SelfAttention, modulated, with_key_biases
 from upstream_fastvar import Remembering
 from upstream_infinity import sample
 from upstream_vae import UpstreamTokenizer
@@ -92,11 +92,10 @@ class UpstreamVAR(nn.Module):
 
     @classmethod
     def over(cls, plan: Plan, var: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> Self:
-        """Over the tensors of state dicts, which are shared; biases of keys, all zero, are made where they lack."""
+        """Over the tensors of state dicts, which are shared."""
         with torch.device("meta"):
             made = cls(plan, UpstreamTokenizer(plan.tokenizer, vae))
-        zeros = {k.removesuffix("v_bias") + "zero_k_bias": torch.zeros_like(v) for k, v in var.items() if "v_bias" in k}
-        made.load_state_dict({**zeros, **var}, assign=True)
+        made.load_state_dict(with_key_biases(var), assign=True)
         return made.eval().requires_grad_(False)
 
     @torch.inference_mode()

@@ -77,6 +77,7 @@ def test_bars_of_the_published_shares() -> None:
         ("times as fast as full eager", pytest.approx(10 / 7), True),
         ("times as fast as full eager", pytest.approx(2.5), False),  # 2.7 is asked
         ("times as fast as pruned eager", pytest.approx(4.1 / 4), True),
+        ("times as fast as full upstream", pytest.approx(3.0), True),
         ("times as fast as pruned upstream", pytest.approx(5.1 / 4), True),  # 1.25
         ("times as fast as full tensorrt", pytest.approx(1.75), False),  # 1.8
     ]

@@ -16,7 +16,9 @@ from upstream_infinity import UpstreamInfinity
 from upstream_side import UpstreamSide, in_half, upstream_side
 
 from nextscale.compare.sides import Ask, EagerSide
+from nextscale.export.bundle import prepared
 from nextscale.export.eager import Eager
+from nextscale.export.models import ops
 from nextscale.plan.methods.fastvar import FastVAR
 
 VAR = FastVAR({-1: 0.5}, -2)(drawn.full_plan())
@@ -59,7 +61,9 @@ def test_autocast_is_near_float32_and_not_equal(name: str) -> None:
     assert 1e-4 < max(errors) < 0.4
     assert made.pictures.dtype == np.float32
     assert float(np.abs(made.pictures - wanted.pictures).mean()) < 0.02
-    assert eager.var.word_embed.weight.dtype == torch.float32, "the checkpoint's own weights stay"
+    dtypes = {parameter.dtype for parameter in eager.var.parameters()}
+    assert dtypes == {torch.float32}, "the checkpoint's own weights stay as they are, whatever is cast for upstream"
+    assert not torch.backends.cuda.matmul.allow_tf32, "as before"
 
 
 def test_infinity_keeps_what_upstream_keeps_in_the_dtypes_of_upstream() -> None:
@@ -80,6 +84,23 @@ def test_infinity_keeps_what_upstream_keeps_in_the_dtypes_of_upstream() -> None:
         "ca": torch.float32,
         "ffn": torch.float32,
     }
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_our_eager_model_attends_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's flash attention takes, but for the one query that pools a text."""
+    eager, ask, seen = eager_of(name), ASKS[name], set[tuple[torch.dtype, bool]]()
+    own = ops.F.scaled_dot_product_attention
+
+    def watched(q: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.update((each.dtype, name == "a text" and q.shape[2] == 1) for each in (q, *rest))
+        return own(q, *rest, **more)
+
+    monkeypatch.setattr(ops.F, "scaled_dot_product_attention", watched)
+    checkpoint: Any = SimpleNamespace(var=eager.var, vae=eager.vae)
+    EagerSide(prepared(checkpoint, eager.plan, "bf16")).run(ask)
+    assert {single for dtype, single in seen if dtype == torch.float32} == ({True} if name == "a text" else set())
+    assert any(dtype == torch.bfloat16 for dtype, _ in seen)
 
 
 def test_a_text_is_one_picture() -> None:

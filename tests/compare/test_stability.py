@@ -72,7 +72,7 @@ def test_only_a_picture_that_differs_is_asked_about(tied: bool, undecided: bool)
     eager = side(pruned=True, tied=tied)
     run = eager.run(ASK, logits=True)
     fine, bad = (PictureParity((PictureStep(error, 0.5, 1.0, 1.0),), 0.0) for error in (1e-6, 0.3))
-    first, second = explained([fine, bad], eager, ASK, run, "fp32")
+    first, second = explained([fine, bad], eager, ASK, run, "fp32", TOLERANCE)
     assert first is fine
     assert second.eager_moves is not None
     assert (second.eager_moves > TOLERANCE) == undecided

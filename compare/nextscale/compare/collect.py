@@ -139,9 +139,10 @@ def _interleaved(
     for spec in specs:
         if spec.reference is not None:
             found = _parities(spec, sides, ask, runs)
-            differ = sum(p.error > TOLERANCES[spec.precision] for p in (*parities[spec.name], *found))
+            tolerance = TOLERANCES[spec.precision]
+            differ = sum(p.error > tolerance for p in (*parities[spec.name], *found))
             if 2 * differ < pictures:  # else parity is lost, whatever the reason
-                found = explained(found, sides[spec.reference], ask, runs[spec.reference], spec.precision)
+                found = explained(found, sides[spec.reference], ask, runs[spec.reference], spec.precision, tolerance)
             parities[spec.name] += found
 
 

@@ -79,10 +79,10 @@ def _pure(eager: Eager, step: Step) -> Callable[..., Any]:
 def limits() -> AbstractContextManager[None]:
     """What is compiled inside never falls back in silence; around a whole picture it costs no time of its parts.
 
-    All steps share one code object, so they count as recompilations of one function.
+    All steps share one code object, so they count as recompilations of one function, those of plans before among them.
     """
     inside: AbstractContextManager[None] = torch._dynamo.config.patch(
-        recompile_limit=LIMIT, fail_on_recompile_limit_hit=True
+        recompile_limit=LIMIT, accumulated_recompile_limit=LIMIT, fail_on_recompile_limit_hit=True
     )
     return inside
 

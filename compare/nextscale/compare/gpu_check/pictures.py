@@ -17,7 +17,7 @@ from nextscale.compare.judge import verdict
 from nextscale.compare.latency import times
 from nextscale.compare.parity import PictureParity, forced_runs, picture_parities
 from nextscale.compare.sides import Ask, BundleSide, EagerSide, Run, Side
-from nextscale.compare.stability import DISTURBANCE, explained
+from nextscale.compare.stability import explained
 from nextscale.export.bundle import prepared
 from nextscale.export.checkpoint import Checkpoint
 from nextscale.export.verify import TOLERANCES
@@ -56,15 +56,13 @@ def open_side(way: Way, bundle: Bundle, batch: int = 1) -> BundleSide:
 
 def parity(reference: Reference, side: Side) -> Figures:
     """Logits of every step under the reference's tokens, pixels, and how often both draw the same tokens."""
-    found: list[PictureParity] = []
+    found, tolerance = list[PictureParity](), ALLOWED[reference.precision]
     for ask, wanted in reference.runs:
         free = side.run(ask)
         stepwise, whole = forced_runs(side, ask, wanted)
         pictures = picture_parities(reference.plan, ask, wanted, free, stepwise, whole)
-        if reference.precision in DISTURBANCE:
-            pictures = explained(pictures, reference.side, ask, wanted, reference.precision)
-        found += pictures
-    judged = verdict("it", found, ALLOWED[reference.precision])
+        found += explained(pictures, reference.side, ask, wanted, reference.precision, tolerance)
+    judged = verdict("it", found, tolerance)
     steps = [step for picture in found for step in picture.steps]
     data = {
         "error": judged.error,

@@ -174,7 +174,7 @@ class Infinity(contract.Transformer):
         return self
 
     def computing(self) -> Iterable[nn.Module]:
-        """The blocks' matrices; head, shared adaLN and what makes conditions of the text stay float32, as upstream."""
+        """The blocks' matrices; head and shared adaLN stay float32, as upstream, and so does what makes conditions."""
         blocks = map(self.layer, range(self.model.depth))
         return [module for block in blocks for module in (block.sa, block.ca, block.ffn)]
 
