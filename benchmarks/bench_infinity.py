@@ -1,6 +1,6 @@
 """What an Infinity of 125M costs on a CPU: upstream's eager code, our eager model and the runtime, in one process.
 
-    python benchmarks/bench_infinity.py                 # half an hour on two cores that nothing else uses
+    python benchmarks/bench_infinity.py                 # three quarters of an hour on two cores of their own
     python benchmarks/bench_infinity.py --quick         # 0.25M alone, one run
 
 Plain and with FastVAR, at 512 and 1024 px, drawn weights, float32, one picture with guidance; the transformer alone. A

@@ -46,14 +46,13 @@ def bars(findings: Sequence[Finding]) -> list[Row]:
             full = {**case, "recipe": case["recipe"].removesuffix("-fastvar")}
             large = pruned and case["model"] == LARGE
             wanted = [
-                ("full", full, EAGER, OVER_EAGER if large else 1.0),
+                *(("full", full, torch, OVER_EAGER if large else 1.0) for torch in (EAGER, UPSTREAM)),
                 ("full", full, COMPILE, 1.0 if pruned else SPEED_OF_COMPILED),
             ]
             if pruned:
                 wanted += [("pruned", case, EAGER, 1.0), ("pruned", case, COMPILE, SPEED_OF_COMPILED)]
             if large:
-                wanted += [("full", full, UPSTREAM, OVER_EAGER), ("pruned", case, UPSTREAM, OVER_UPSTREAM)]
-                wanted += [("full", full, side, OVER_FULL)]
+                wanted += [("pruned", case, UPSTREAM, OVER_UPSTREAM), ("full", full, side, OVER_FULL)]
             for kind, of, against, limit in wanted:
                 other = seconds.get(_key_of({**of, "side": against}))
                 row(f"times as fast as {kind} {against}", None if other is None else other / own, limit, True)

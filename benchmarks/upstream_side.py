@@ -38,8 +38,8 @@ Asked = Callable[[Ask], Stream]  # what is asked, ready on the device
 class UpstreamSide:
     """As upstream's eager code does it. A step's seconds include drawing tokens by ``torch.multinomial``.
 
-    ``compute`` is the dtype of the autocast around all of it, as upstream's demos have it; None for float32. As theirs,
-    parameters ask for no gradient, so autocast casts the weights of every call anew.
+    ``compute`` is the dtype of the autocast around all of it, None for float32. As no parameter asks for a gradient,
+    autocast casts weights anew in every call.
     """
 
     settles = 0
@@ -75,7 +75,10 @@ class UpstreamSide:
 
 @contextmanager
 def as_its_demo(device: torch.device, compute: torch.dtype | None) -> Iterator[None]:
-    """Autocast to a dtype, and TF32 in what it leaves in float32; nothing of it for None."""
+    """Autocast to a dtype, and TF32 in what that leaves in float32, as VAR's demo has it; for None neither.
+
+    An Infinity's gets both as well, whatever the dtype, so that upstream is not held back.
+    """
     if compute is None:
         yield
         return

@@ -19,7 +19,7 @@ ROOTS = ("plan", "runtime", "plugins", "export", "compare", "cli")
 # What each extra promises: the modules that import once it is installed. "" is the base.
 EXTRAS = {
     "": ["numpy", "safetensors.numpy", "PIL.Image", "typer", "nextscale.plan", "nextscale.runtime"],
-    "cpu": ["onnxruntime", "nextscale.runtime", "nextscale.runtime.backends.packed.build"],
+    "cpu": ["onnxruntime", "blake3", "nextscale.runtime", "nextscale.runtime.backends.packed.build"],
     "cuda": ["onnxruntime", "cuda.core"],
     "rtx": ["tensorrt_rtx", "onnx", "filelock", "cuda.core", "cuda.bindings.nvrtc"],
     "debug": ["polygraphy"],

@@ -18,8 +18,10 @@ import infinity_sides as sides  # noqa: E402
 import numpy as np  # noqa: E402
 from infinity_bars import bars  # noqa: E402
 from machine_rates import matrices, rates, reached, roofline  # noqa: E402
+from suite_machine import machine_name  # noqa: E402
 from support.drawn_infinity import TOKENIZER  # noqa: E402
 
+from nextscale.compare.machine import this_machine  # noqa: E402
 from nextscale.plan.cost import plan_cost  # noqa: E402
 from nextscale.plan.families.infinity import infinity_model  # noqa: E402
 from nextscale.plan.methods.fastvar import FastVAR  # noqa: E402
@@ -197,18 +199,31 @@ def test_integers_have_a_rate_of_their_own_and_what_is_float32_keeps_its() -> No
     assert min(within) <= machine.tflops["int8"] * 1e3 <= max(within)
 
 
+def test_a_place_that_is_none_is_told_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["bench_infinity.py", "--out", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as ended:
+        bench.main()
+    assert ended.value.code == 2
+    assert "cannot be a folder for results" in capsys.readouterr().err
+
+
 def test_what_the_command_asks_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = list[Any]()
     monkeypatch.setattr(bench, "bench_all", lambda *arguments: asked.append(arguments) or {})
     monkeypatch.setattr(bench, "tables", lambda report: "")
+    results = tmp_path / "results"
     for words in (["--quick"], ["--bundles", str(tmp_path), "--check", "numbers", "--text", "20", "--no-memory"]):
-        monkeypatch.setattr(sys, "argv", ["bench_infinity.py", *words])
+        monkeypatch.setattr(sys, "argv", ["bench_infinity.py", "--out", str(results), *words])
         bench.main()
     (quick, ground, runs, out, memory), (every, other, *rest) = asked
     assert [chosen.name for chosen in quick] == list(bench.QUICK)
     assert (ground.check, ground.threads, ground.ask.text_tokens, runs, memory) == ("signatures", 2, 64, 1, True)
     assert not ground.folder.exists()
-    assert out == bench.RESULTS
+    assert out == results / machine_name(this_machine())
+    assert out.is_dir()
     assert [chosen.name for chosen in every][2:] == [
         f"infinity-125m-1m{tail}" for tail in ("", "-fastvar", "-fastvar13")
     ]

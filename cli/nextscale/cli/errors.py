@@ -33,7 +33,6 @@ EXTRAS = {
     "filelock": "export",
     "onnxruntime": "cpu",
     "google": "cpu",  # protobuf
-    "blake3": "cpu",
     "jinja2": "compare",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",

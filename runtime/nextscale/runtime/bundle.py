@@ -91,12 +91,7 @@ def _open(path: str | os.PathLike[str], hashed: bool, expect_sha256: str | None,
 
 def check_file(folder: Path, name: str, file: File, hashed: bool = True) -> None:
     """Refuse ``folder/name`` unless it is one plain file of that length and, where ``hashed``, of that hash."""
-    path = _plain_file(folder, name)
-    size = path.stat().st_size
-    if size != file.size:
-        raise BundleError(
-            f"{path} has {size:,} bytes, the manifest says {file.size:,}: copy or export the bundle again"
-        )
+    path = sized(folder, name, file.size)
     if not hashed:
         return
     found = hash_file(path)
@@ -105,6 +100,15 @@ def check_file(folder: Path, name: str, file: File, hashed: bool = True) -> None
             f"{path} was changed or damaged: its sha256 is {found[:16]}..., the manifest says {file.sha256[:16]}...; "
             "copy or export the bundle again"
         )
+
+
+def sized(folder: Path, name: str, size: int) -> Path:
+    """The path of one plain file in the folder; refuses another length, in bytes."""
+    path = _plain_file(folder, name)
+    found = path.stat().st_size
+    if found != size:
+        raise BundleError(f"{path} has {found:,} bytes, the manifest says {size:,}: copy or export the bundle again")
+    return path
 
 
 def hash_file(path: Path) -> str:

@@ -173,7 +173,7 @@ def test_a_damaged_one_is_refused(own_packed: Path, own_target: Path, file: str,
 
 def test_without_its_package_weights_are_not_checked_in_silence(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "blake3", None)
-    with pytest.raises(BackendError, match=r"blake3, which does not import here .*: pip install 'nextscale\[cpu\]'"):
+    with pytest.raises(BackendError, match=r"blake3, which does not import here .*: pip install blake3"):
         Pipeline.open(packed, threads=1)
     with Pipeline.open(packed, OnnxRuntime(threads=1, verify="size"), verify="size"):
         pass  # as asked

@@ -54,6 +54,7 @@ def build_packed(
     :class:`~nextscale.plan.errors.EnvironmentProblem` where the disk is full or the place cannot be written.
     """
     start, place, ort = time.monotonic(), place.resolve(), import_onnxruntime()
+    targets.import_blake3()  # before minutes of work
     machine = this_machine(str(ort.__version__))
     name = targets.name_for(bundle, machine)
     _check(bundle)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from nextscale.runtime import strict
-from nextscale.runtime.bundle import Bundle, check_file
+from nextscale.runtime.bundle import Bundle, check_file, sized
 from nextscale.runtime.errors import BackendError, BundleError, ManifestError
 from nextscale.runtime.manifest import WEIGHTS_FILE, File, Graph, check_file_name
 from nextscale.runtime.targets.folder import OF_BUNDLES, every
@@ -162,29 +164,33 @@ def damage(folder: Path, packed: Packed, hashed: Collection[str]) -> str | None:
     try:
         for each in packed.graphs:
             check_file(folder, each.file, File(each.sha256, each.size), each.file in hashed)
-        check_file(folder, WEIGHTS, File("", packed.weights.size), hashed=False)
-        if WEIGHTS in hashed and (found := weights_hash(folder / WEIGHTS)) != packed.weights.blake3:
-            wanted = packed.weights.blake3
-            return f"{folder / WEIGHTS} was changed or damaged: its BLAKE3 is {found[:16]}..., not {wanted[:16]}..."
+        path, wanted = sized(folder, WEIGHTS, packed.weights.size), packed.weights.blake3
+        if WEIGHTS in hashed and (found := weights_hash(path)) != wanted:
+            return f"{path} was changed or damaged: its BLAKE3 is {found[:16]}..., not {wanted[:16]}..."
     except (BundleError, OSError) as error:
         return re.split(OF_BUNDLES, str(error))[0]
     return None
 
 
-def weights_hash(path: Path) -> str:
-    """The BLAKE3 of a file, in hex; raises :class:`BackendError` without its package."""
+def import_blake3() -> ModuleType:
+    """The module; raises :class:`BackendError` saying how to install it, also beside another ONNX Runtime."""
     try:
-        from blake3 import blake3
+        return importlib.import_module("blake3")
     except ImportError as error:
         raise BackendError(
             f"packed weights are checked by the package blake3, which does not import here ({error}): "
-            "pip install 'nextscale[cpu]'"
+            "pip install blake3, which is in 'nextscale[cpu]'"
         ) from error
-    digest, piece = blake3(), memoryview(bytearray(_CHUNK))
+
+
+def weights_hash(path: Path) -> str:
+    """The BLAKE3 of a file, in hex."""
+    digest, piece = import_blake3().blake3(), memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(piece):
             digest.update(piece[:size])
-    return str(digest.hexdigest())
+    found: str = digest.hexdigest()
+    return found
 
 
 def _check(packed: Packed) -> None:
