@@ -133,6 +133,18 @@ def test_the_readme_s_figures_are_the_committed_results() -> None:
     assert f"eager's {eager['memory'] / 1e9:.2f} GB" in text("README.md")
 
 
+def test_the_readme_s_figures_of_packed_weights_are_the_committed_results() -> None:
+    found, readme = json.loads(text("benchmarks/results/packed.json")), " ".join(text("README.md").split())
+    graphs = found["graphs"]
+    packed, unpacked = (graphs[way]["picture"]["median"] for way in ("packed", "unpacked"))
+    assert f"draws a picture in {packed:.2f} s where the bundle's own graphs take {unpacked:.2f} s" in readme
+    first = graphs["packed"]["step_00"]["median"] / graphs["unpacked"]["step_00"]["median"]
+    assert f"its first step in {first:.2f} of the time" in readme
+    one, four, copies = (found["peaks"][way] / 1e9 for way in ("packed", "packed, 4 processes", "own copies"))
+    assert f"one copy: {one:.1f} GB, and {four:.1f} GB for four processes together" in readme
+    assert f"takes {copies:.1f} GB for the same speed. It opens in {found['opens']['packed, full']:.1f} s" in readme
+
+
 @pytest.mark.parametrize(
     ("what", "subject", "variant"),
     [
