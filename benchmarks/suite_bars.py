@@ -10,7 +10,7 @@ from suite_subjects import FULL, INT8, OURS, SIDES, UPSTREAM, Contender
 
 Row = dict[str, Any]
 D16, D36, DEMO = "d16", "d36-512", "demo"
-ROOFLINE, OWN_SHARE, OWN_STEP = 0.7, 0.01, 0.002
+ROOFLINE, OWN_SHARE, OWN_STEP, LOST = 0.7, 0.01, 0.002, 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,13 @@ def bars(report: Row) -> list[Row]:
             value = line["total"] / median(seen, _ours(variant), "transformer")
             rows.append(least(f"{_ours(variant)}: share of the roofline, transformer", value, ROOFLINE))
     return rows
+
+
+def accuracy(report: Row, known: Mapping[str, Row]) -> Iterator[Row]:
+    """What int8 may cost the demo model, in points; ``known`` is what was judged of each variant."""
+    if report["subject"] == D16 and INT8 in known and str(_ours(INT8)) in report["seen"]:
+        bound = 100 * known[INT8]["accuracy_loss_upper_bound"]
+        yield most("int8: points of accuracy that the demo model loses, by a 95 % bound", bound, LOST)
 
 
 def faster(report: Row) -> Iterator[Row]:

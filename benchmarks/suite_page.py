@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suite_accuracy import accuracies
-from suite_bars import bars, faster, median
+from suite_bars import accuracy, bars, faster, median
 from suite_plot import plot
 from suite_subjects import FULL, OURS, SIDES, SUBJECTS, UPSTREAM, Contender
 
@@ -80,7 +80,7 @@ def section(report: Row, image: str, known: dict[str, Row]) -> Iterator[str]:
     """One subject: setup, bars, plot, totals, steps, batches, what pruning costs, the machine's rates."""
     yield f"### {report['title']}{' (quick)' if report['quick'] else ''}"
     yield setup(report)
-    yield table(["bar", "value", "wanted", ""], [bar_cells(row) for row in bars(report)])
+    yield table(["bar", "value", "wanted", ""], [bar_cells(row) for row in (*bars(report), *accuracy(report, known))])
     yield f"![Seconds of a picture by contender, by their numbers below: transformer dark, decoder pale]({image})"
     yield table(*totals(report))
     yield table(*steps(report))

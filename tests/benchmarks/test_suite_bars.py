@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 import evaluate_demo
 from suite_accuracy import accuracies
-from suite_bars import FASTER, bars
+from suite_bars import FASTER, accuracy, bars
 from suite_page import page, read, reports
 from suite_plot import plot
 from suite_subjects import SUBJECTS
@@ -84,6 +84,16 @@ def test_int8_and_the_demo_s_own_time() -> None:
     demo = report("demo", upstream=seen(0.1, 0.1, (0.1, 0.1)), ours=seen(0.05, 0.05, (0.1, 0.1), own=0.006))
     assert values(bars(demo))["the runtime's own time per step, s"] == (0.003, False)
     assert not [row for row in bars(demo) if "times as fast" in row["what"]]
+
+
+def test_int8_may_cost_a_point() -> None:
+    made, known = report("d16", int8=seen(1.5, 2.0, (0.5, 1.0))), {"int8": {"accuracy_loss_upper_bound": 0.011}}
+    (row,) = accuracy(made, known)
+    assert (row["value"], row["at_most"], row["met"]) == (pytest.approx(1.1), 1.0, False)
+    (row,) = accuracy(made, {"int8": {"accuracy_loss_upper_bound": 0.009}})
+    assert row["met"]
+    assert not [*accuracy(made, {})]
+    assert not [*accuracy(report("d16", ours=seen(4.0, 2.0, (1.5, 2.5))), known)]
 
 
 def test_bars_name_contenders_that_there_are() -> None:
