@@ -22,7 +22,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --quick
 
-# Above two hours, 40 GB of disk: VAR-d16 alone took 43 to 51 minutes on two quiet cores, the d36 shape 65.
+# Above two hours, 40 GB of disk: VAR-d16 alone took 40 to 51 minutes on two quiet cores, the d36 shape 65.
 bench-full: $(READY)
 	$(BIN)/python benchmarks/bench_suite.py --accuracy 2000
 	$(BIN)/python benchmarks/bench_export.py

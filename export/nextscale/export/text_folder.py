@@ -17,7 +17,8 @@ from nextscale.export.state_dict import load_strictly, open_state
 from nextscale.export.text_encoder import TextEncoder
 from nextscale.export.text_qwen2 import Qwen2Encoder, Qwen2Sizes
 from nextscale.export.text_t5 import ACTIVATIONS, T5Encoder, T5Sizes
-from nextscale.plan.errors import EnvironmentProblem, InputError
+from nextscale.plan.errors import InputError
+from nextscale.runtime.packages import imported
 
 Sizes = T5Sizes | Qwen2Sizes
 CONFIG_FILE = "config.json"
@@ -31,13 +32,7 @@ BESIDE = (TIED, "decoder.", "visual.", "model.visual.", "lm_head.weight", "rotar
 
 def import_transformers() -> ModuleType:
     """The module; raises :class:`EnvironmentProblem` saying how to install it."""
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"a text encoder is read with the package transformers, which does not import here ({error}): "
-            "pip install 'nextscale[text-export]'"
-        ) from error
+    return imported("transformers", "a text encoder is read with", "pip install 'nextscale[text-export]'")
 
 
 def read_config(folder: Path) -> Any:

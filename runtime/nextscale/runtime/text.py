@@ -5,7 +5,6 @@ The ids go through the bundle's graph ``text``; no PyTorch and no transformers i
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nextscale.plan.errors import EnvironmentProblem, InputError
+from nextscale.plan.errors import InputError
 from nextscale.runtime.errors import BundleError
+from nextscale.runtime.packages import imported
 
 if TYPE_CHECKING:
     from nextscale.runtime.bundle import Bundle
@@ -103,10 +103,4 @@ class TextTokenizer:
 
 def import_tokenizers() -> ModuleType:
     """The module; raises :class:`EnvironmentProblem` saying how to install it."""
-    try:
-        return importlib.import_module("tokenizers")
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"prompts are read with the package tokenizers, which does not import here ({error}): "
-            "pip install 'nextscale[text]', or give text features"
-        ) from error
+    return imported("tokenizers", "prompts are read with", "pip install 'nextscale[text]', or give text features")

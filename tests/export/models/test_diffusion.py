@@ -181,8 +181,9 @@ def normed(x: Floats) -> Floats:
     return out
 
 
-# The module computes in float32: angles of step 999 alone are off by up to 999 x 2^-24 = 6e-5 there, and exp and cos
-# differ by machine. A coefficient that is wrong by a thousandth shows as 1e-3 and more.
+# The module computes in float32, through five steps under guidance of 5.5: 2.4e-5 off on one machine, a third of it by
+# rounding angles of up to 999, and exp and cos differ by machine. A coefficient that is wrong by a thousandth shows as
+# 1e-3 and more.
 FLOAT32_SAMPLE = 1e-4
 
 

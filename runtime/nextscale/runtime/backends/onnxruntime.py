@@ -7,7 +7,6 @@ packed weights where ``nextscale build --flavor onnxruntime-cpu`` made them for 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -31,6 +30,7 @@ from nextscale.runtime.bundle import Bundle
 from nextscale.runtime.errors import BackendError
 from nextscale.runtime.manifest import Graph, Tensor
 from nextscale.runtime.memory import give_back
+from nextscale.runtime.packages import imported
 
 log = logging.getLogger("nextscale.runtime")
 
@@ -200,13 +200,7 @@ class SessionCall:
 
 def import_onnxruntime() -> ModuleType:
     """The module; raises :class:`BackendError` saying how to install it."""
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise BackendError(
-            f"the backend 'onnxruntime' needs the package onnxruntime, which does not import here ({error}): "
-            "pip install 'nextscale[cpu]'"
-        ) from error
+    return imported("onnxruntime", "the backend 'onnxruntime' needs", "pip install 'nextscale[cpu]'", BackendError)
 
 
 def installed_packages() -> list[str]:

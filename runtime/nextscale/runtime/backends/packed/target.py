@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +13,7 @@ from nextscale.runtime import strict
 from nextscale.runtime.bundle import Bundle, check_file, sized
 from nextscale.runtime.errors import BackendError, BundleError, ManifestError
 from nextscale.runtime.manifest import WEIGHTS_FILE, File, Graph, check_file_name
+from nextscale.runtime.packages import imported
 from nextscale.runtime.targets.folder import OF_BUNDLES, every
 from nextscale.runtime.targets.places import beside, folder_name, in_cache
 
@@ -174,13 +174,8 @@ def damage(folder: Path, packed: Packed, hashed: Collection[str]) -> str | None:
 
 def import_blake3() -> ModuleType:
     """The module; raises :class:`BackendError` saying how to install it, also beside another ONNX Runtime."""
-    try:
-        return importlib.import_module("blake3")
-    except ImportError as error:
-        raise BackendError(
-            f"packed weights are checked by the package blake3, which does not import here ({error}): "
-            "pip install blake3, which is in 'nextscale[cpu]'"
-        ) from error
+    install = "pip install blake3, which is in 'nextscale[cpu]'"
+    return imported("blake3", "packed weights are checked by", install, BackendError)
 
 
 def weights_hash(path: Path) -> str:
